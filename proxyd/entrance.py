@@ -1,0 +1,161 @@
+"""The clients of one listener, from accept to their first receiver."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from proxyd.flow import Client, Egress
+from proxyd.frontends.arrival import Arrival
+from proxyd.net.connection import Connection
+from proxyd.net.readiness import Readiness
+from proxyd.net.tls import TLSContext
+from proxyd.net.transport import Stream
+from proxyd.request import Door, IPAddress, parse_ip
+from proxyd.settings import Listener
+
+BUSY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nProxy-Status: proxyd; error=connection_limit_reached\r\n"
+    b"Content-Length: 0\r\nConnection: close\r\n\r\n"
+)
+"""For a client beyond the limits, where it speaks plain HTTP; others are just closed."""
+
+COMPLAIN_AGAIN = 10.0
+"""Seconds between two log lines about refused clients: a storm of them shall not fill the log."""
+
+
+class Crowd:
+    """The clients of all listeners: counted together, and by address."""
+
+    _log = Logger()
+
+    def __init__(self, clock: Any, most: int, most_per_client: int) -> None:
+        self._clock = clock
+        self.most = most
+        self.most_per_client = most_per_client
+        self.present: set[Visitor] = set()
+        self.refused = 0
+        self._by_address: Counter[IPAddress | None] = Counter()
+        self._complained = -COMPLAIN_AGAIN
+
+    def admit(self, visitor: Visitor, address: IPAddress | None) -> bool:
+        """Count a client in, unless there is no room."""
+        if len(self.present) >= self.most or (
+            self.most_per_client and address is not None and self._by_address[address] >= self.most_per_client
+        ):
+            self.refused += 1
+            self._complain(address)
+            return False
+        self.present.add(visitor)
+        self._by_address[address] += 1
+        return True
+
+    def leave(self, visitor: Visitor, address: IPAddress | None) -> None:
+        """Count a client out."""
+        self.present.discard(visitor)
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
+
+    def _complain(self, address: IPAddress | None) -> None:
+        now = self._clock.seconds()
+        if now - self._complained >= COMPLAIN_AGAIN:
+            self._complained = now
+            self._log.warn(
+                "client {address} refused: {present} connections, of them {own} from there ({refused} refused so far)",
+                address=address,
+                present=len(self.present),
+                own=self._by_address[address],
+                refused=self.refused,
+            )
+
+
+class Visitor(Connection):
+    """One client's connection, as long as it lasts."""
+
+    def __init__(self, entrance: Entrance) -> None:
+        super().__init__()
+        self._entrance = entrance
+        self._address: IPAddress | None = None
+        self._admitted = False
+
+    def connectionMade(self) -> None:
+        """Twisted has accepted it."""
+        address, port = _peer(self.transport)
+        self._address = address
+        self._admitted = self._entrance.welcome(self, address, port)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Twisted tells of the end."""
+        if self._admitted:
+            self._entrance.crowd.leave(self, self._address)
+        super().connectionLost(reason)
+
+
+class _Turned:
+    """Has the connection of a client that was not let in."""
+
+    def received(self, data: bytes) -> None:
+        """Nobody listens."""
+
+    def read_closed(self) -> None:
+        """It has understood."""
+
+    def lost(self, reason: Failure) -> None:
+        """As told."""
+
+
+class Entrance(Factory):
+    """One listener's clients."""
+
+    noisy = False
+
+    def __init__(self, listener: Listener, egress: Egress, crowd: Crowd, readiness: Readiness | None, tls: TLSContext | None) -> None:
+        self.listener = listener
+        self.egress = egress
+        self.crowd = crowd
+        self.tls = tls
+        self._readiness = readiness
+
+    def buildProtocol(self, addr: IAddress | None) -> Visitor:
+        """Twisted asks for a protocol."""
+        return Visitor(self)
+
+    def welcome(self, visitor: Visitor, address: IPAddress | None, port: int) -> bool:
+        """Let a client in, or turn it away."""
+        if not self.crowd.admit(visitor, address):
+            visitor.receiver = _Turned()
+            if not self.listener.tls_first and Door.SOCKS5 not in self.listener.doors:
+                visitor.transport.write(BUSY)
+            visitor.transport.loseConnection()
+            return False
+        Arrival(visitor, Client(self.listener, address, port), self.egress, self.tls)
+        visitor.transport.resumeProducing()
+        return True
+
+    def use_streams(self, port: IListeningPort) -> None:
+        """Have accepted sockets become `Stream` s; options set on the listening socket are inherited by each."""
+        if isinstance(port, tcp.Port):
+            port.transport = self._accepted  # type: ignore[assignment]
+            if port.socket.family != socket.AF_UNIX:
+                port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def _accepted(self, sock: socket.socket, protocol: Any, peer: Any, port: Any, number: int, reactor: Any) -> Any:
+        stream = Stream(sock, protocol, reactor, self._readiness, peer)
+        stream.connected = 1
+        return stream
+
+
+def _peer(transport: Any) -> tuple[IPAddress | None, int]:
+    if isinstance(transport, Stream) and isinstance(transport.peer, tuple):
+        return parse_ip(transport.peer[0]), transport.peer[1]
+    peer = transport.getPeer()
+    return parse_ip(getattr(peer, "host", "")), getattr(peer, "port", 0)

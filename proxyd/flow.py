@@ -1,0 +1,297 @@
+"""One request from decision to access record: everything between parsing and the answer, once for every door."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from proxyd.accounts.accounts import Accounts
+from proxyd.errors import ErrorType, ProxyError
+from proxyd.ledger.record import AccessRecord
+from proxyd.net.connection import Connection
+from proxyd.net.deadlines import Deadlines
+from proxyd.net.dialer import Dialer
+from proxyd.net.pool import IdlePool
+from proxyd.net.relay import Limits, Relay
+from proxyd.net.resolver import Resolver
+from proxyd.net.splice import Splicer
+from proxyd.net.tunnel import open_tunnel
+from proxyd.policy.rules import Decision, Policy, Rule, Verdict
+from proxyd.request import Door, Identity, IPAddress, Request
+from proxyd.settings import Listener, Settings
+
+log = Logger()
+
+
+class RecordLog(Protocol):
+    """Where access records go."""
+
+    def record(self, record: AccessRecord) -> None:
+        """Take one finished record."""
+
+
+@dataclass(slots=True, eq=False)
+class Egress:
+    """What all doors of one proxy share: the policy, the accounts, the ways out, the ledger."""
+
+    clock: Any
+    settings: Settings
+    policy: Policy
+    accounts: Accounts | None
+    realm: str
+    resolver: Resolver
+    dialer: Dialer
+    deadlines: Deadlines
+    pool: IdlePool
+    splicer: Splicer | None
+    access_log: RecordLog
+    via: str
+    flows: dict[str, Flow] = field(default_factory=dict)
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who connected, through which listener; ``identity`` is what a TLS client certificate proved."""
+
+    listener: Listener
+    address: IPAddress | None
+    port: int
+    identity: Identity | None = None
+
+
+class Refused(ProxyError):
+    """The policy said no, or asks who it is (``challenge``)."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.error or ErrorType.HTTP_REQUEST_DENIED, decision.reason)
+        self.decision = decision
+        self.challenge = decision.verdict is Verdict.CHALLENGE
+
+
+_numbers = itertools.count(1)
+_process = os.urandom(4).hex()
+
+
+class Flow:
+    """One request's whole life, from the moment its door has parsed it; ends in exactly one access record."""
+
+    __slots__ = ("_dialing", "_egress", "_kill", "_start", "address", "decision", "ended", "record", "relay", "request")
+
+    def __init__(self, egress: Egress, client: Client, door: Door, method: str, asked: str) -> None:
+        self._egress = egress
+        self._start = egress.clock.seconds()
+        self._dialing: Deferred[Connection] | None = None
+        self._kill: Callable[[ProxyError], object] | None = None
+        self.request: Request | None = None
+        self.address: IPAddress | None = None
+        self.decision: Decision | None = None
+        self.relay: Relay | None = None
+        self.ended = False
+        self.record = AccessRecord(
+            time=self._start,
+            id=f"{_process}-{next(_numbers):x}",
+            listener=client.listener.name,
+            protocol=door.value,
+            client=str(client.address) if client.address is not None else "unix",
+            client_port=client.port,
+            method=method,
+            destination=asked,
+        )
+        egress.flows[self.record.id] = self
+
+    # -- decision ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that decided, so far."""
+        return None if self.decision is None else self.decision.rule
+
+    def admit(self, request: Request) -> None:
+        """Decide by what the client named, before anything is looked up.
+
+        Raises:
+            Refused: denied for certain, or an identity is needed.
+        """
+        self.request = request
+        record = self.record
+        record.destination = request.destination.authority
+        record.method = request.method
+        if request.identity is not None:
+            record.user, record.proof = request.identity.name, request.identity.proof
+        self._judge(self._egress.policy.decide(request))
+        record.policy = self._since_start()
+
+    def _judge(self, decision: Decision) -> None:
+        self.decision = decision
+        if decision.verdict is not Verdict.ALLOW and decision.verdict is not Verdict.UNDECIDED:
+            raise Refused(decision)
+
+    def still_allowed(self, policy: Policy) -> bool:
+        """Whether this policy would let the flow begin: by name, and by the address it is connected to."""
+        if self.request is None or self.address is None:
+            return True
+        return policy.decide(self.request, self.address).allow
+
+    # -- the way out --------------------------------------------------------------------------------------------------
+
+    def reuse(self) -> Connection | None:
+        """An idle upstream connection for this request, if the policy admits its address."""
+        request = self.request
+        assert request is not None
+        decide = self._egress.policy.decide
+        found = self._egress.pool.take(request.destination, lambda address: decide(request, address).allow)
+        if found is None:
+            return None
+        connection, address = found
+        self._judge(decide(request, address))
+        self._dialled(address)
+        self.record.reused = True
+        return connection
+
+    def connect(self, timeout: float) -> Deferred[Connection]:
+        """Resolve, decide on every address, and dial those that are allowed, all within the seconds given.
+
+        Fails with `ProxyError`, `Refused` among them; may be cancelled.
+        """
+        self._dialing = Deferred.fromCoroutine(self._connect(timeout))
+        return self._dialing
+
+    async def _connect(self, timeout: float) -> Connection:
+        clock, record, request = self._egress.clock, self.record, self.request
+        assert request is not None
+        began = clock.seconds()
+        addresses: Sequence[IPAddress]
+        if request.destination.address is not None:
+            addresses = (request.destination.address,)
+        else:
+            found = self._egress.resolver.resolve(request.destination.host)
+            if isinstance(found, Deferred):
+                addresses = await found.addTimeout(timeout, clock, onTimeoutCancel=_dns_timeout)
+            else:
+                addresses = found
+            record.dns = clock.seconds() - began
+        decisions = self._decide_each(request, addresses)
+        resolved = clock.seconds()
+        connection, address = await self._egress.dialer.dial(
+            list(decisions), request.destination.port, Connection, timeout - (resolved - began)
+        )
+        record.connect = clock.seconds() - resolved
+        self.decision = decisions[address]
+        self._dialled(address)
+        return connection
+
+    def _decide_each(self, request: Request, addresses: Sequence[IPAddress]) -> dict[IPAddress, Decision]:
+        decisions = {address: self._egress.policy.decide(request, address) for address in addresses}
+        allowed = {address: decision for address, decision in decisions.items() if decision.allow}
+        if not allowed:
+            self.decision = next(iter(decisions.values()))
+            raise Refused(self.decision)
+        return allowed
+
+    def _dialled(self, address: IPAddress) -> None:
+        assert self.request is not None
+        self.address = address
+        port = self.request.destination.port
+        self.record.address = f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+
+    # -- endings --------------------------------------------------------------------------------------------------------
+
+    def tunnel(self, client: Connection, upstream: Connection, early: bytes = b"") -> None:
+        """Join the two connections until both are done; the record is written then."""
+        settings = self._egress.settings
+        limits = Limits(
+            idle=settings.idle_timeout,
+            lifetime=settings.tunnel_lifetime,
+            buffer_size=settings.buffer_size,
+            rate=self.rule.rate if self.rule is not None else 0,
+        )
+        self.relay = open_tunnel(
+            self._egress.clock,
+            self._egress.splicer,
+            self._egress.deadlines,
+            client,
+            upstream,
+            limits,
+            self._tunnel_ended,
+            early,
+        )
+
+    def _tunnel_ended(self, relay: Relay) -> None:
+        record = self.record
+        record.bytes_from_client += relay.bytes_from_client
+        record.bytes_to_client += relay.bytes_to_client
+        if relay.first_byte is not None and record.first_byte is None:
+            record.first_byte = relay.first_byte - self._start
+        self.end(relay.error, closed_by=relay.closed_by)
+
+    def began_answer(self) -> None:
+        """The origin's first byte has come."""
+        if self.record.first_byte is None:
+            self.record.first_byte = self._since_start()
+
+    def fail(self, error: ProxyError, *, closed_by: str = "proxy") -> None:
+        """End with an error of the table."""
+        self.record.detail = error.detail
+        self.end(error.error, closed_by=closed_by)
+
+    def end(self, error: ErrorType | None = None, *, closed_by: str | None = None) -> None:
+        """Write the access record. The first ending counts: what else breaks while a flow is taken down is its echo."""
+        if self.ended:
+            return
+        self.ended = True
+        self._kill = None
+        record = self.record
+        del self._egress.flows[record.id]
+        decision = self.decision
+        if decision is not None and decision.verdict is not Verdict.UNDECIDED:
+            record.decision = decision.verdict.value
+            record.rule = decision.rule.name if decision.rule is not None else None
+        if error is not None:
+            record.error = error.value
+        record.closed_by = closed_by
+        record.duration = self._since_start()
+        self._egress.access_log.record(record)
+
+    def on_kill(self, kill: Callable[[ProxyError], object]) -> None:
+        """How the door ends this flow when it is told to."""
+        self._kill = kill
+
+    def abort(self, error: ProxyError) -> None:
+        """End the flow from outside: drain, or an operator."""
+        if self._dialing is not None and not self._dialing.called:
+            self._dialing.cancel()
+        if self.relay is not None and self.relay.running:
+            self.record.detail = error.detail
+            self.relay.abort(error.error)
+        elif self._kill is not None:
+            self._kill(error)
+
+    def cancel_dialing(self) -> None:
+        """The client left: stop looking for a way out."""
+        if self._dialing is not None and not self._dialing.called:
+            self._dialing.cancel()
+
+    def _since_start(self) -> float:
+        return float(self._egress.clock.seconds() - self._start)
+
+
+def _dns_timeout(result: object, timeout: float) -> NoReturn:
+    raise ProxyError(ErrorType.DNS_TIMEOUT, "the name was not resolved in time")
+
+
+def as_proxy_error(failure: Failure) -> ProxyError:
+    """The error of the table for a failure; anything unexpected is our bug: logged, and an internal error."""
+    if isinstance(failure.value, ProxyError):
+        return failure.value
+    if failure.check(CancelledError):
+        return ProxyError(ErrorType.CLIENT_DISCONNECTED, "the client left")
+    log.failure("proxyd has a bug", failure)
+    return ProxyError(ErrorType.PROXY_INTERNAL_ERROR, "proxyd failed; its log says why")

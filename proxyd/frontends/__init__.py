@@ -1,0 +1,1 @@
+"""The doors: how each protocol reads a request and says how it went."""

@@ -1,0 +1,163 @@
+"""One request of an HTTP connection, up to the point where forward and CONNECT part."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from proxyd.errors import ErrorType, ProxyError
+from proxyd.flow import Client, Egress, Flow, Refused, as_proxy_error
+from proxyd.policy.rules import Decision, Verdict
+from proxyd.request import Destination, Door, Identity, Request
+from proxyd.wire.body import Body
+from proxyd.wire.http1 import RequestHead
+
+if TYPE_CHECKING:
+    from proxyd.frontends.http import HttpDoor
+
+
+def wrong_credentials() -> Refused:
+    """Who you say you are is not proven."""
+    return Refused(Decision(Verdict.CHALLENGE, None, "the user name or the password is wrong", None))
+
+
+def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | None | Deferred[Identity | None]:
+    """Who is asking: by ``Proxy-Authorization`` (RFC 7617) where accounts are configured, else by certificate.
+
+    Raises:
+        Refused: for credentials that cannot be read.
+    """
+    if egress.accounts is None or b"proxy-authorization" not in head.names:
+        return client.identity
+    values = head.get(b"proxy-authorization")
+    scheme, _, encoded = values[0].partition(b" ")
+    if len(values) > 1 or scheme.lower() != b"basic":
+        raise Refused(Decision(Verdict.CHALLENGE, None, "only Basic authentication is offered", None))
+    try:
+        name, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+    except binascii.Error:
+        raise wrong_credentials() from None
+    if not colon:
+        raise wrong_credentials()
+    return egress.accounts.authenticate(name, password, "basic")
+
+
+class Turn:
+    """One request of an HTTP connection: who asks, whether it may go on, and the refusal if not."""
+
+    door_kind: Door
+
+    def __init__(self, door: HttpDoor, head: RequestHead) -> None:
+        self.door = door
+        self.egress = door.egress
+        self.head = head
+        self.over = False
+        self.body: Body | None = None  # None until its framing is known to be sound
+        self.held = b""  # what the client has sent behind the head, while the way out is being found
+        self.flow = Flow(door.egress, door.client, self.door_kind, *_shown(head))
+        self.flow.on_kill(self.refuse)
+        self.flow.record.bytes_from_client = head.size
+
+    def start(self) -> None:
+        """Read the target, find out who asks, decide."""
+        try:
+            destination = self.read_request()
+            identity = identify(self.head, self.door.client, self.egress)
+        except ProxyError as error:
+            self.refuse(error)
+            return
+        if isinstance(identity, Deferred):
+            identity.addCallback(self._identified, destination).addErrback(self.failed)
+        else:
+            try:
+                self._admit(identity, destination)
+            except ProxyError as error:
+                self.refuse(error)
+
+    def _identified(self, identity: Identity | None, destination: Destination) -> None:
+        if not self.over:
+            self._admit(identity, destination)
+
+    def _admit(self, identity: Identity | None, destination: Destination) -> None:
+        client = self.door.client
+        if identity is None and self.egress.accounts is not None and b"proxy-authorization" in self.head.names:
+            raise wrong_credentials()
+        if self.door_kind not in client.listener.doors:
+            raise ProxyError(ErrorType.HTTP_REQUEST_DENIED, f"this port does not accept {self.door_kind.value} requests")
+        self.flow.admit(
+            Request(
+                client.listener.name,
+                self.door_kind,
+                client.address,
+                client.port,
+                identity,
+                self.head.method.decode("ascii"),
+                destination,
+            )
+        )
+        self.admitted()
+
+    def read_request(self) -> Destination:
+        """Check what is particular to this kind of request; gives its destination.
+
+        Raises:
+            ProxyError: the request cannot be understood, or must not be.
+        """
+        raise NotImplementedError
+
+    def admitted(self) -> None:
+        """The request may go on by what its client named: find the way out."""
+        raise NotImplementedError
+
+    def failed(self, failure: Failure) -> None:
+        """Something on the way went wrong."""
+        if not self.over:
+            self.refuse(as_proxy_error(failure))
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer with an error of the table, and be done."""
+        if self.over:
+            return
+        self.over = True
+        challenge = isinstance(error, Refused) and error.challenge
+        self.flow.record.status = 407 if challenge else error.status
+        if isinstance(error, Refused) and self.flow.decision is None:
+            self.flow.decision = error.decision
+        if challenge:
+            self.flow.record.detail = error.detail
+            self.flow.end(closed_by="proxy")
+        else:
+            self.flow.fail(error)
+        self.door.refused(self, error)
+
+    def hold(self, data: bytes) -> None:
+        """Keep what the client sends too early, up to the bound; then stop reading it."""
+        self.held += data
+        if len(self.held) > self.egress.settings.buffer_size:
+            self.door.connection.transport.pauseProducing()
+
+    def client_sent(self, data: bytes) -> None:
+        """The client sent bytes behind the head."""
+        self.hold(data)
+
+    def client_closed(self) -> None:
+        """The client will send nothing more: what it has sent is still answered."""
+
+    def client_lost(self) -> None:
+        """The client is gone."""
+        if not self.over:
+            self.over = True
+            self.flow.cancel_dialing()
+            self.flow.end(ErrorType.CLIENT_DISCONNECTED, closed_by="client")
+
+
+def _shown(head: RequestHead) -> tuple[str, str]:
+    """Method and target as the record shows them until they are understood; no path, for it may hold secrets."""
+    target = head.target.split(b"?")[0]
+    _, slashes, rest = target.partition(b"://")
+    authority = rest.split(b"/")[0] if slashes else target.split(b"/")[0]
+    return head.method.decode("ascii"), authority.rpartition(b"@")[2].decode("ascii", "replace")

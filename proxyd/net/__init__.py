@@ -1,0 +1,1 @@
+"""Sockets: names to addresses, connections, and bytes between them."""

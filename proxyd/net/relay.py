@@ -1,0 +1,138 @@
+"""Bytes both ways between a client and an origin until both are done: count, limit, half-close, idle timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.python.failure import Failure
+
+from proxyd.errors import ErrorType
+from proxyd.net.connection import Connection
+from proxyd.net.deadlines import Deadlines
+from proxyd.net.idle import IdleWatch
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how fast a tunnel may run: seconds, bytes, bytes per second and direction; 0 is no limit."""
+
+    idle: float
+    lifetime: float
+    buffer_size: int
+    rate: int = 0
+
+
+class Relay:
+    """A tunnel between two connections; the common part of both ways to move its bytes.
+
+    ``early`` counts the client's bytes that came with its handshake and are on their way already. ``ended`` is called once, when both sides are closed or have been told to close; ``closed_by`` then says who ended it
+    (``client``, ``origin`` or ``proxy``), and ``error`` why, if it was not by a FIN from both sides.
+    """
+
+    __slots__ = (
+        "_client",
+        "_clock",
+        "_deadlines",
+        "_early",
+        "_ended",
+        "_idle",
+        "_life",
+        "_limits",
+        "_upstream",
+        "closed_by",
+        "error",
+        "first_byte",
+        "running",
+    )
+
+    def __init__(
+        self,
+        clock: Any,
+        deadlines: Deadlines,
+        client: Connection,
+        upstream: Connection,
+        limits: Limits,
+        ended: Callable[[Relay], None],
+        early: int = 0,
+    ) -> None:
+        self._clock = clock
+        self._deadlines = deadlines
+        self._client = client
+        self._upstream = upstream
+        self._limits = limits
+        self._ended = ended
+        self._early = early
+        self.running = True
+        self.closed_by: str | None = None
+        self.error: ErrorType | None = None
+        self.first_byte: float | None = None
+        self._idle: IdleWatch | None = None
+        self._life = deadlines.after(limits.lifetime, self._too_old) if limits.lifetime else None
+
+    @property
+    def bytes_from_client(self) -> int:
+        """Bytes the client has sent into the tunnel."""
+        raise NotImplementedError
+
+    @property
+    def bytes_to_client(self) -> int:
+        """Bytes the origin has sent into the tunnel."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Begin to move bytes, and to watch whether they move."""
+        if self._limits.idle:
+            self._idle = IdleWatch(self._clock, self._deadlines, self._limits.idle, self._moved, self._quiet)
+
+    def abort(self, error: ErrorType | None = None) -> None:
+        """End the tunnel now, with a reset on both sides: a limit was reached, or somebody wants it gone."""
+        self._stop("proxy", error, reset=True)
+
+    def _moved(self) -> int:
+        return self.bytes_from_client + self.bytes_to_client
+
+    def _quiet(self) -> None:
+        self.abort(ErrorType.CONNECTION_READ_TIMEOUT)
+
+    def _too_old(self) -> None:
+        self.abort(ErrorType.CONNECTION_TIMEOUT)
+
+    def _release(self) -> None:
+        """Let go of what the way of moving bytes holds."""
+
+    def _stop(self, closed_by: str, error: ErrorType | None, *, reset: bool) -> None:
+        if not self.running:
+            return
+        self.running = False
+        if self._idle is not None:
+            self._idle.stop()
+        if self._life is not None:
+            self._life.cancel()
+        self.closed_by = closed_by
+        self.error = error
+        self._release()
+        gone = _Gone()
+        for connection in (self._client, self._upstream):
+            connection.receiver = gone
+            if reset:
+                connection.transport.abortConnection()
+            else:
+                connection.transport.loseConnection()
+        self._ended(self)
+
+    def _name(self, connection: Connection) -> str:
+        return "client" if connection is self._client else "origin"
+
+
+class _Gone:
+    """Has the bytes of a connection that was told to close: nobody wants them."""
+
+    def received(self, data: bytes) -> None:
+        """Too late."""
+
+    def read_closed(self) -> None:
+        """Known."""
+
+    def lost(self, reason: Failure) -> None:
+        """As told."""

@@ -1,0 +1,251 @@
+"""Bytes from one socket to another inside the kernel (Linux splice(2))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Any, Protocol
+
+from proxyd.net.rate import Rate
+from proxyd.net.readiness import Readiness
+from proxyd.net.transport import Stream
+
+PIPE_SIZE = 1024 * 1024
+"""Bytes a pipe is asked to hold. A user without privileges has 64 of these (/proc/sys/fs/pipe-user-pages-soft); then the
+kernel gives smaller ones, which work as well with more system calls."""
+
+POOLED_PIPES = 32
+"""Empty pipes kept for the next transfer. A pipe is held only while bytes are in flight, so few serve many flows."""
+
+ROUNDS = 4
+"""Transfers for one readiness event, so that one fast flow leaves the others their turn."""
+
+ENOUGH = 64 * 1024
+"""A transfer smaller than this has most likely emptied the socket: asking again would only cost a system call."""
+
+NO_PIPE_PAUSE = 0.05
+"""Seconds until the next try when descriptors have run out: the flow slows down and goes on."""
+
+_FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
+
+Pipe = tuple[int, int, int]
+"""Read end, write end, size in bytes."""
+
+
+class Pipes:
+    """Empty pipes, made as needed and used again."""
+
+    def __init__(self) -> None:
+        self._free: list[Pipe] = []
+
+    def take(self) -> Pipe:
+        """An empty pipe. Raises OSError when descriptors run out."""
+        if self._free:
+            return self._free.pop()
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        except OSError:  # EPERM: the user's share of pipe pages is used up
+            size = fcntl.fcntl(write, fcntl.F_GETPIPE_SZ)
+        return read, write, size
+
+    def give_back(self, pipe: Pipe) -> None:
+        """Keep an empty pipe for the next transfer."""
+        if len(self._free) < POOLED_PIPES:
+            self._free.append(pipe)
+        else:
+            self.discard(pipe)
+
+    def discard(self, pipe: Pipe) -> None:
+        """Close a pipe that may hold bytes of a broken transfer."""
+        os.close(pipe[0])
+        os.close(pipe[1])
+
+    def close(self) -> None:
+        """Close the pipes that are kept."""
+        while self._free:
+            self.discard(self._free.pop())
+
+
+class Splicer:
+    """What transfers share: the sockets' readiness, the pipes, the time."""
+
+    def __init__(self, reactor: Any, readiness: Readiness) -> None:
+        self.reactor = reactor
+        self.readiness = readiness
+        self.pipes = Pipes()
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this platform can splice."""
+        return hasattr(os, "splice")
+
+    def stop(self) -> None:
+        """Close the pipes that are kept."""
+        self.pipes.close()
+
+
+class Owner(Protocol):
+    """Who has a transfer made, and hears how it goes."""
+
+    def began(self, transfer: Transfer) -> None:
+        """The first bytes came."""
+
+    def finished(self, transfer: Transfer) -> None:
+        """All bytes have been moved: the source said FIN, or the length is reached (``left == 0``)."""
+
+    def broke(self, transfer: Transfer, at_source: bool) -> None:
+        """The connection to the source or to the sink was reset."""
+
+
+class Transfer:
+    """Bytes on their way from one stream to another: until the source's end, or for a number of bytes.
+
+    While it runs it reads for the source's transport and writes for the sink's, which has nothing pending in user space;
+    the transports still own the sockets. ``moved`` counts the bytes taken from the source, ``left`` those still to come
+    (negative: until the source's end).
+    """
+
+    __slots__ = ("_chunk", "_delayed", "_held", "_owed", "_owner", "_pipe", "_splicer", "left", "moved", "rate", "sink", "source")
+
+    def __init__(self, splicer: Splicer, source: Stream, sink: Stream, owner: Owner, *, chunk: int, length: int = -1) -> None:
+        self._splicer = splicer
+        self._owner = owner
+        self._chunk = chunk
+        self.source = source
+        self.sink = sink
+        self.left = length
+        self.moved = 0
+        self.rate: Rate | None = None
+        self._pipe: Pipe | None = None
+        self._held = 0
+        self._owed = 0
+        self._delayed: Any = None
+
+    @staticmethod
+    def possible(source: object, sink: object) -> bool:
+        """Whether both are sockets in our epoll set and nothing is pending towards the sink."""
+        return (
+            isinstance(source, Stream)
+            and isinstance(sink, Stream)
+            and source.watch is not None
+            and sink.watch is not None
+            and not sink.pending
+        )
+
+    def start(self) -> None:
+        """Read from the source as soon as it has something."""
+        self._delayed = None
+        self.source.watch.read = self._read  # type: ignore[union-attr]
+        self.source.watch.apply()  # type: ignore[union-attr]
+
+    def stop(self) -> None:
+        """Let go of both sockets and of the pipe, whatever it holds."""
+        if self._delayed is not None:
+            self._delayed.cancel()
+            self._delayed = None
+        if self._held:
+            self.sink.stopWriting()
+        self.source.stopReading()
+        self._release()
+
+    def _release(self) -> None:
+        pipe = self._pipe
+        if pipe is not None:
+            self._pipe = None
+            if self._held:
+                self._held = 0
+                self._splicer.pipes.discard(pipe)
+            else:
+                self._splicer.pipes.give_back(pipe)
+
+    def _read(self) -> None:
+        try:
+            pipe = self._pipe = self._splicer.pipes.take()
+        except OSError:
+            self._pause(NO_PIPE_PAUSE)
+            return
+        wanted = min(self._chunk, pipe[2])
+        source = self.source.fileno()
+        for _ in range(ROUNDS):
+            if 0 <= self.left < wanted:
+                wanted = self.left
+            try:
+                count = os.splice(source, pipe[1], wanted, flags=_FLAGS)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._end(at_source=True)
+                return
+            if not count:
+                self._finish()
+                return
+            if not self._took(count):
+                return
+            if count < ENOUGH:
+                break
+        self._release()
+
+    def _took(self, count: int) -> bool:
+        """Pass on what was just read; False when the next has to wait, or none will follow."""
+        if not self.moved:
+            self._owner.began(self)
+        self.moved += count
+        self._held = self._owed = count
+        if self.left > 0:
+            self.left -= count
+        if not self._pass_on():
+            return False
+        if not self.left:
+            self._finish()
+            return False
+        return self.rate is None or not self._paced(self.rate)
+
+    def _pass_on(self) -> bool:
+        """Empty the pipe into the sink; False when the sink is full (then reading waits) or broken."""
+        assert self._pipe is not None
+        try:
+            while self._held:
+                self._held -= os.splice(self._pipe[0], self.sink.fileno(), self._held, flags=_FLAGS)
+        except BlockingIOError:
+            watch = self.sink.watch
+            assert watch is not None
+            if watch.write is None:
+                self.source.stopReading()
+                watch.write = self._writable
+                watch.apply()
+            return False
+        except OSError:
+            self._end(at_source=False)
+            return False
+        return True
+
+    def _writable(self) -> None:
+        if not self._pass_on():
+            return
+        self.sink.stopWriting()
+        if not self.left:
+            self._finish()
+        elif self.rate is None or not self._paced(self.rate):
+            self._release()
+            self.start()
+
+    def _paced(self, rate: Rate) -> bool:
+        """Whether the rate makes the transfer pause now."""
+        pause = rate.charge(self._owed, self._splicer.reactor.seconds())
+        if pause:
+            self._pause(pause)
+        return pause > 0
+
+    def _pause(self, seconds: float) -> None:
+        self._release()
+        self.source.stopReading()
+        self._delayed = self._splicer.reactor.callLater(seconds, self.start)
+
+    def _finish(self) -> None:
+        self.stop()
+        self._owner.finished(self)
+
+    def _end(self, at_source: bool) -> None:
+        self.stop()
+        self._owner.broke(self, at_source)

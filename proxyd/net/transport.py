@@ -1,0 +1,172 @@
+"""TCP and Unix sockets as Twisted transports that send at once."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+from twisted.internet import address, tcp
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import IAddress, IProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from proxyd.net.readiness import Readiness, Watch
+
+READ_SIZE = 16 * 1024
+"""Bytes asked of the kernel in one read: a request head and a small body, and an allocation of this size is cheap."""
+
+BULK_READ_SIZE = 64 * 1024
+"""Bytes asked for while reads come back full: fewer system calls. From 128 KiB on each allocation is an mmap, which
+costs more than it saves."""
+
+DONE: Final = Failure(ConnectionDone())
+LOST: Final = Failure(ConnectionLost())
+
+
+class Stream(tcp.Connection):
+    """A connected socket whose writes go to the kernel at once and whose readiness comes from our own epoll set.
+
+    Without a `Readiness` (no epoll, or a foreign reactor) it is an ordinary Twisted transport that still sends at once.
+    """
+
+    _shouldShutdown = False  # nobody shares the socket, so close() alone sends the FIN
+    bufferSize = READ_SIZE
+    log = Logger()
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        protocol: IProtocol,
+        reactor: Any,
+        readiness: Readiness | None = None,
+        peer: Any = None,
+    ) -> None:
+        super().__init__(sock, protocol, reactor)
+        self._clock = reactor
+        self.peer = peer  # the name that accept() gave
+        self.watch = None if readiness is None else Watch(readiness, sock.fileno(), self._broken)
+
+    def begin(self) -> None:
+        """Hand the connection to its protocol; reading starts with `resumeProducing`."""
+        self.connected = 1
+        self.protocol.makeConnection(self)
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes wait here for the kernel to take them."""
+        return bool(self._tempDataLen or len(self.dataBuffer) > self.offset)
+
+    def write(self, data: bytes) -> None:
+        """Send the bytes now, as far as the kernel takes them; the rest follows when it can."""
+        if not self.connected or self._writeDisconnecting:
+            return
+        if not self._tempDataLen and len(self.dataBuffer) == self.offset:
+            try:
+                sent = self.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # The peer is gone. What it said before is still to be read, and reading finds the end.
+                self._writeDisconnected = True
+                if self.watch is not None and self.watch.read is None:
+                    self._clock.callLater(0, self.connectionLost, LOST)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        super().write(data)
+
+    def close(self) -> None:
+        """Close now if nothing is waiting to be sent, else when it is; ``connectionLost`` follows, perhaps before
+        this returns."""
+        if self.pending:
+            self.loseConnection()
+        else:
+            self.connectionLost(DONE)
+
+    # -- readiness: the reactor's set or our own ------------------------------------------------------------------
+
+    def startReading(self) -> None:
+        if self.watch is None:
+            super().startReading()
+        elif not self.disconnected:
+            self.watch.read = self._readable
+            self.watch.apply()
+
+    def stopReading(self) -> None:
+        if self.watch is None:
+            super().stopReading()
+        elif self.watch.read is not None:
+            self.watch.read = None
+            self.watch.apply()
+
+    def startWriting(self) -> None:
+        if self.watch is None:
+            super().startWriting()
+        elif not self.disconnected:
+            self.watch.write = self._writable
+            self.watch.apply()
+
+    def stopWriting(self) -> None:
+        if self.watch is None:
+            super().stopWriting()
+        elif self.watch.write is not None:
+            self.watch.write = None
+            self.watch.apply()
+
+    def _readable(self) -> None:
+        try:
+            data = self.socket.recv(self.bufferSize)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.connectionLost(LOST)
+            return
+        if data:
+            self.bufferSize = BULK_READ_SIZE if len(data) == self.bufferSize else READ_SIZE
+            self.protocol.dataReceived(data)
+        else:
+            self.stopReading()
+            if self._writeDisconnected:
+                self.connectionLost(LOST)
+            else:
+                self.readConnectionLost(DONE)
+
+    def _writable(self) -> None:
+        why = self.doWrite()
+        if why is not None:
+            self.connectionLost(DONE if isinstance(why, ConnectionDone) else LOST)
+
+    def _broken(self, failure: Failure | None) -> None:
+        self.connectionLost(LOST if failure is None else failure)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The end of the connection: leave the set, close the socket, tell the protocol."""
+        if not hasattr(self, "socket"):
+            return
+        if self.watch is not None:
+            self.watch.close()
+        super().connectionLost(reason)
+
+    # -- addresses --------------------------------------------------------------------------------------------------
+
+    def getHost(self) -> IAddress:
+        """Our address."""
+        return _address(self.socket.family, self.socket.getsockname())
+
+    def getPeer(self) -> IAddress:
+        """The other side's address, for as long as the connection stands."""
+        return _address(self.socket.family, self.socket.getpeername())
+
+    def logPrefix(self) -> str:
+        """What Twisted's log calls us."""
+        return "proxyd"
+
+
+def _address(family: int, name: Any) -> IAddress:
+    if family == socket.AF_INET:
+        return address.IPv4Address("TCP", *name)
+    if family == socket.AF_INET6:
+        return address.IPv6Address("TCP", *name)
+    return address.UNIXAddress(name or None)

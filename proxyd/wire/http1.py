@@ -1,0 +1,300 @@
+"""Heads of HTTP/1.1 messages: found, parsed strictly, and written (RFC 9112 §2 to §5)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from proxyd.errors import ErrorType, ProxyError
+
+Field = tuple[bytes, bytes]
+"""A field line: the name as received, the value without the blanks around it."""
+
+Version = tuple[int, int]
+
+HTTP_1_0: Final[Version] = (1, 0)
+HTTP_1_1: Final[Version] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """How much of a head is read before it is refused."""
+
+    size: int
+    """Octets of the whole head, from the first of the start line to the end of the empty line."""
+    fields: int
+    start_line: int
+    """Octets without CRLF; RFC 9112 §3 recommends at least 8000."""
+
+
+HEAD_LIMITS: Final = HeadLimits(size=65536, fields=200, start_line=16384)
+
+
+@dataclass(slots=True)
+class Head:
+    """What a request head and a response head have in common.
+
+    Nobody changes it, but it is not frozen: that would add an eighth to the time that parsing takes.
+    """
+
+    version: Version
+    fields: list[Field]
+    names: list[bytes]
+    """The field names in lower case, parallel to ``fields``."""
+    size: int
+    """Octets that were read for it, with the empty line that ends it."""
+
+    def get(self, name: bytes) -> list[bytes]:
+        """All values of the field with this lower-case name, in order."""
+        count = self.names.count(name)
+        if count < 2:  # nearly always, and three times faster
+            return [self.fields[self.names.index(name)][1]] if count else []
+        return [field[1] for lower, field in zip(self.names, self.fields, strict=True) if lower == name]
+
+    def tokens(self, name: bytes) -> list[bytes]:
+        """The members, in lower case, of the comma-separated list that all lines of this name make up."""
+        return _members(b",".join(self.get(name)))
+
+
+@dataclass(slots=True)
+class RequestHead(Head):
+    """The head of one request."""
+
+    method: bytes
+    target: bytes
+
+
+@dataclass(slots=True)
+class ResponseHead(Head):
+    """The head of one response, final or interim."""
+
+    status: int
+    reason: bytes
+
+
+def _members(value: bytes) -> list[bytes]:
+    return [member for member in map(bytes.strip, value.lower().split(b",")) if member]
+
+
+_REQUEST: Final = ErrorType.HTTP_REQUEST_ERROR
+_RESPONSE: Final = ErrorType.HTTP_PROTOCOL_ERROR
+
+_TCHAR = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+# HTAB, blank, visible ASCII and obs-text: all that may stand between two CRLFs.
+_TEXT = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
+_TOKEN = re.compile(_TCHAR + rb"+\Z")
+# A fragment is no part of a request-target (RFC 9112 §3.2): "#" is left out.
+_REQUEST_LINE = re.compile(rb"(" + _TCHAR + rb"+) ([!\"$-~]+) HTTP/1\.([01])\Z")
+_OTHER_VERSION = re.compile(_TCHAR + rb"+ [!-~]+ HTTP/[0-9]\.[0-9]\Z")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t -~\x80-\xff]*))?\Z")
+_STATUS_LINE_BEGINS = b"HTTP/1."
+_VERSIONS: Final = {b"0": HTTP_1_0, b"1": HTTP_1_1}
+
+# RFC 9110 §7.2: uri-host [ ":" port ]. A comma would be a name's right, but is two Hosts made into one.
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?\Z")
+# Some agents write an IPv6 address without brackets in CONNECT, where Host is read by nobody.
+_BARE_IPV6 = re.compile(rb"[0-9A-Fa-f:]+:[0-9A-Fa-f.]*:[0-9]+\Z")
+
+_NOT_TEXT = "the head has a control character, or CR or LF alone"
+
+
+def _too_large(error: ErrorType, status: int, detail: str) -> ProxyError:
+    return ProxyError(error, detail, status=status if error is _REQUEST else None)
+
+
+def find_head(buffer: bytes | bytearray, limits: HeadLimits, start: int = 0, error: ErrorType = _REQUEST) -> int:
+    """The length of the head that the buffer begins with, or 0 as long as its end is missing.
+
+    Args:
+        start: how much of the buffer an earlier call has seen; what trickles in is looked at once.
+        error: ``http_request_error`` where requests are read, ``http_protocol_error`` where responses are.
+
+    Raises:
+        ProxyError: when the head passes a limit, or when what there is of it can never become a head.
+    """
+    begin = _empty_lines(buffer) if error is _REQUEST else 0
+    end = buffer.find(b"\r\n\r\n", max(begin, start - 3), limits.size)
+    if end >= 0:
+        return end + 4
+    _check_beginning(buffer, begin, limits, start, error)
+    return 0
+
+
+def _empty_lines(buffer: bytes | bytearray) -> int:
+    """The length of the empty lines before a request line; RFC 9112 §2.2 wants one ignored, here it is two."""
+    if not buffer.startswith(b"\r\n"):
+        return 0
+    return 4 if buffer.startswith(b"\r\n", 2) else 2
+
+
+def _check_beginning(buffer: bytes | bytearray, begin: int, limits: HeadLimits, start: int, error: ErrorType) -> None:
+    line_end = buffer.find(b"\n", begin, begin + limits.start_line + 2)
+    if line_end < 0 and len(buffer) >= begin + limits.start_line + 2:
+        raise _too_large(error, 414, "the start line is too long")
+    if len(buffer) >= limits.size:
+        raise _too_large(error, 431, "the head is too large")
+    _check_text(buffer, start, error)
+    if line_end < 0:
+        _check_first_bytes(buffer, begin, error)
+    elif line_end >= start:
+        read = _request_line if error is _REQUEST else _status_line
+        read(bytes(buffer[begin : line_end - 1]), limits)
+
+
+def _check_text(buffer: bytes | bytearray, start: int, error: ErrorType) -> None:
+    """Of what is new in the buffer, all but text must be CRLFs; a last CR may still become one."""
+    unseen = buffer[start - 1 :] if start and buffer[start - 1] == 0x0D else buffer[start:]
+    if len(unseen.translate(None, _TEXT)) - unseen.endswith(b"\r") != 2 * unseen.count(b"\r\n"):
+        raise ProxyError(error, _NOT_TEXT)
+
+
+def _check_first_bytes(buffer: bytes | bytearray, begin: int, error: ErrorType) -> None:
+    first = bytes(buffer[begin : begin + len(_STATUS_LINE_BEGINS)])
+    if error is _RESPONSE:
+        if not _STATUS_LINE_BEGINS.startswith(first):
+            raise ProxyError(error, "the status line is malformed")
+    elif first and not _TOKEN.match(first[:1]) and not (first == b"\r" and begin < 4):
+        raise ProxyError(error, "the request line is malformed")
+
+
+def parse_request_head(data: bytes, limits: HeadLimits) -> RequestHead:
+    """Parse exactly one request head, as ``find_head`` measured it.
+
+    Raises:
+        ProxyError: ``http_request_error``, with the status 400, 414, 431 or 505.
+    """
+    line, _, section = data[_empty_lines(data) :].partition(b"\r\n")
+    method, target, version = _request_line(line, limits)
+    fields, names = parse_fields(section, limits, _REQUEST)
+    head = RequestHead(version, fields, names, len(data), method, target)
+    _check_host(head)
+    return head
+
+
+def parse_response_head(data: bytes, limits: HeadLimits) -> ResponseHead:
+    """Parse exactly one response head.
+
+    Raises:
+        ProxyError: ``http_protocol_error``.
+    """
+    line, _, section = data.partition(b"\r\n")
+    version, status, reason = _status_line(line, limits)
+    fields, names = parse_fields(section, limits, _RESPONSE)
+    return ResponseHead(version, fields, names, len(data), status, reason)
+
+
+def _request_line(line: bytes, limits: HeadLimits) -> tuple[bytes, bytes, Version]:
+    if len(line) > limits.start_line:
+        raise _too_large(_REQUEST, 414, "the start line is too long")
+    match = _REQUEST_LINE.match(line)
+    if match is None:
+        if _OTHER_VERSION.match(line) and not line.endswith((b"/1.0", b"/1.1")):
+            raise ProxyError(_REQUEST, "only HTTP/1.0 and HTTP/1.1 are spoken here", status=505)
+        raise ProxyError(_REQUEST, "the request line is malformed")
+    method, target, minor = match.groups()
+    return method, target, _VERSIONS[minor]
+
+
+def _status_line(line: bytes, limits: HeadLimits) -> tuple[Version, int, bytes]:
+    if len(line) > limits.start_line:
+        raise _too_large(_RESPONSE, 414, "the start line is too long")
+    match = _STATUS_LINE.match(line)
+    if match is None:
+        raise ProxyError(_RESPONSE, "the status line is malformed")
+    minor, status, reason = match.groups(b"")
+    return _VERSIONS[minor], int(status), reason
+
+
+_MAX_NAMES_KEPT = 1024
+_MAX_NAME_KEPT = 64
+_lower_names: dict[bytes, bytes] = {}
+"""A bounded cache: names that were found to be tokens, with their lower-case form."""
+
+
+def parse_fields(section: bytes, limits: HeadLimits, error: ErrorType) -> tuple[list[Field], list[bytes]]:
+    """Parse field lines and the empty line behind them; gives the fields, and their names in lower case.
+
+    Raises:
+        ProxyError: for anything that is not a field line to the letter, obsolete folding too (RFC 9112 §5.2).
+    """
+    lines = section.split(b"\r\n")
+    if len(section.translate(None, _TEXT)) != 2 * (len(lines) - 1):
+        raise ProxyError(error, _NOT_TEXT)
+    if lines.pop() or not lines or lines.pop():
+        raise ProxyError(error, "the head does not end with an empty line")
+    if len(lines) > limits.fields:
+        raise _too_large(error, 431, "the head has too many fields")
+    known = _lower_names
+    fields, names = [], []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        try:
+            names.append(known[name])
+        except KeyError:
+            names.append(_lower_name(name, error))
+        if not colon:
+            raise ProxyError(error, "a field line has no colon")
+        fields.append((name, value.strip()))  # no other blanks than SP and HTAB are left here
+    return fields, names
+
+
+def _lower_name(name: bytes, error: ErrorType) -> bytes:
+    if not _TOKEN.match(name):
+        raise ProxyError(error, "a field name is not a token")
+    lower = name.lower()
+    if len(name) <= _MAX_NAME_KEPT:
+        if len(_lower_names) == _MAX_NAMES_KEPT:
+            _lower_names.clear()
+        _lower_names[name] = lower
+    return lower
+
+
+def _check_host(head: RequestHead) -> None:
+    """RFC 9112 §3.2: exactly one Host, a valid one; HTTP/1.0 may do without."""
+    hosts = head.get(b"host")
+    if len(hosts) > 1:
+        raise ProxyError(_REQUEST, "the request has several Host fields")
+    if not hosts:
+        if head.version != HTTP_1_0:
+            raise ProxyError(_REQUEST, "the request has no Host field")
+    elif not _HOST.match(hosts[0]) and not (head.method == b"CONNECT" and _BARE_IPV6.match(hosts[0])):
+        raise ProxyError(_REQUEST, "the Host field is malformed")
+
+
+HOP_BY_HOP: Final = frozenset(
+    b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization proxy-authentication-info"
+    b" te transfer-encoding upgrade".split()
+)
+"""Fields for the next hop only (RFC 9110 §7.6.1, §11.7); Trailer is not one, as trailers are passed on."""
+
+_NEVER_NAMED = frozenset(b"host content-length transfer-encoding via date cache-control".split())
+"""Fields that a Connection line cannot remove: they route, frame or are meant for everybody on the way."""
+
+_MAX_CONNECTION_KEPT = 64
+
+
+def _left_out(drop: frozenset[bytes], connection: bytes) -> frozenset[bytes]:
+    return HOP_BY_HOP | drop | (frozenset(_members(connection)) - _NEVER_NAMED)
+
+
+_usually_left_out = functools.lru_cache(maxsize=256)(_left_out)
+
+
+def end_to_end_fields(head: Head, drop: frozenset[bytes]) -> list[Field]:
+    """The fields to pass on: without hop-by-hop fields, those that a Connection line names, and ``drop``."""
+    connection = b",".join(head.get(b"connection"))
+    left_out = (_usually_left_out if len(connection) <= _MAX_CONNECTION_KEPT else _left_out)(drop, connection)
+    return [field for name, field in zip(head.names, head.fields, strict=True) if name not in left_out]
+
+
+def encode_request_head(method: bytes, target: bytes, fields: Iterable[Field]) -> bytes:
+    """The head of an HTTP/1.1 request."""
+    return b"\r\n".join([b"%b %b HTTP/1.1" % (method, target), *map(b": ".join, fields), b"", b""])
+
+
+def encode_response_head(status: int, reason: bytes, fields: Iterable[Field]) -> bytes:
+    """The head of an HTTP/1.1 response."""
+    return b"\r\n".join([b"HTTP/1.1 %d %b" % (status, reason), *map(b": ".join, fields), b"", b""])

@@ -23,6 +23,7 @@ check: style types coverage docs news
 
 style: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 types: $(VENV)/installed-test
 	$(BIN)/mypy

@@ -61,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "Run the proxy in the foreground; options that are not its own are passed on to twistd."
     added = command("run", run, "run [--config FILE] [TWISTD OPTIONS]", text)
-    added.add_argument("-c", "--config", metavar="FILE", help="without it an embedded configuration on loopback is used")
+    added.add_argument(
+        "-c", "--config", metavar="FILE", help="without it an embedded configuration on loopback is used"
+    )
 
     text = "Tell everything that is wrong in a configuration."
     added = command("check-config", check_config, "check-config FILE", text)

@@ -145,7 +145,7 @@ class _Reading:
             listeners=frozenset(section.name for section in self._sections["listener"]),
             groups=frozenset(section.name for section in self._sections["group"]),
             identities=bool(self._sections["users"])
-            or any("client_certificate" in section for section in self._sections["listener"]),
+            or any("client_ca" in section for section in self._sections["listener"]),
         )
 
 

@@ -127,7 +127,7 @@ def _check(kind: str, parameters: Mapping[str, str]) -> None:
 def _check_port(kind: str, parameters: Mapping[str, str]) -> None:
     port = parameters.get("port", "")
     if not _PORT.match(port) or int(port) > 65535:
-        raise ValueError(f'{kind}: has no port between 0 and 65535; write {kind}:8080')
+        raise ValueError(f"{kind}: has no port between 0 and 65535; write {kind}:8080")
     interface = parameters.get("interface", "")
     try:
         if interface and kind == "tcp6":

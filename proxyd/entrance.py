@@ -15,8 +15,9 @@ from twisted.python.failure import Failure
 from proxyd.flow import Client, Egress
 from proxyd.frontends.arrival import Arrival
 from proxyd.net.connection import Connection
+from proxyd.net.linger import Linger
 from proxyd.net.readiness import Readiness
-from proxyd.net.tls import TLSContext
+from proxyd.net.tls import TLSContext, TLSLayer
 from proxyd.net.transport import Stream
 from proxyd.request import Door, IPAddress, parse_ip
 from proxyd.settings import Listener
@@ -26,6 +27,10 @@ BUSY = (
     b"Content-Length: 0\r\nConnection: close\r\n\r\n"
 )
 """For a client beyond the limits, where it speaks plain HTTP; others are just closed."""
+
+MOST_TURNED = 64
+"""Clients that may be reading `BUSY` at the same time; in a storm the others are just closed. Each holds a descriptor
+of those that are kept from the clients for a moment."""
 
 COMPLAIN_AGAIN = 10.0
 """Seconds between two log lines about refused clients: a storm of them shall not fill the log."""
@@ -41,12 +46,15 @@ class Crowd:
         self.most = most
         self.most_per_client = most_per_client
         self.present: set[Visitor] = set()
+        self.turned: set[Visitor] = set()
+        """Those who were not let in, while they are told."""
         self.refused = 0
         self._by_address: Counter[IPAddress | None] = Counter()
         self._complained = -COMPLAIN_AGAIN
 
-    def admit(self, visitor: Visitor, address: IPAddress | None) -> bool:
+    def admit(self, visitor: Visitor) -> bool:
         """Count a client in, unless there is no room."""
+        address = visitor.counted_as
         if len(self.present) >= self.most or (
             self.most_per_client and address is not None and self._by_address[address] >= self.most_per_client
         ):
@@ -57,12 +65,14 @@ class Crowd:
         self._by_address[address] += 1
         return True
 
-    def leave(self, visitor: Visitor, address: IPAddress | None) -> None:
+    def leave(self, visitor: Visitor) -> None:
         """Count a client out."""
-        self.present.discard(visitor)
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+        self.turned.discard(visitor)
+        if visitor in self.present:
+            self.present.remove(visitor)
+            self._by_address[visitor.counted_as] -= 1
+            if not self._by_address[visitor.counted_as]:
+                del self._by_address[visitor.counted_as]
 
     def _complain(self, address: IPAddress | None) -> None:
         now = self._clock.seconds()
@@ -83,24 +93,29 @@ class Visitor(Connection):
     def __init__(self, entrance: Entrance) -> None:
         super().__init__()
         self._entrance = entrance
-        self._address: IPAddress | None = None
-        self._admitted = False
+        self.counted_as: IPAddress | None = None
+        """The address under which the client is counted; ``None`` where it is not the client's own."""
 
     def connectionMade(self) -> None:
         """Twisted has accepted it."""
-        address, port = _peer(self.transport)
-        self._address = address
-        self._admitted = self._entrance.welcome(self, address, port)
+        self._entrance.welcome(self, *_peer(self.transport))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted tells of the end."""
-        if self._admitted:
-            self._entrance.crowd.leave(self, self._address)
+        self._entrance.crowd.leave(self)
         super().connectionLost(reason)
+
+    def dismiss(self) -> None:
+        """Close once all is sent; where the last words are under way already, they are left to arrive."""
+        receiver: object = self.receiver
+        if isinstance(receiver, TLSLayer):
+            receiver = getattr(receiver.inner, "receiver", None)  # there is none before the handshake is done
+        if not isinstance(receiver, Linger):
+            self.transport.loseConnection()
 
 
 class _Turned:
-    """Has the connection of a client that was not let in."""
+    """Has the connection of a client that was not let in and is not told why."""
 
     def received(self, data: bytes) -> None:
         """Nobody listens."""
@@ -117,28 +132,42 @@ class Entrance(Factory):
 
     noisy = False
 
-    def __init__(self, listener: Listener, egress: Egress, crowd: Crowd, readiness: Readiness | None, tls: TLSContext | None) -> None:
+    def __init__(
+        self, listener: Listener, egress: Egress, crowd: Crowd, readiness: Readiness | None, tls: TLSContext | None
+    ) -> None:
         self.listener = listener
         self.egress = egress
         self.crowd = crowd
         self.tls = tls
         self._readiness = readiness
 
+    def logPrefix(self) -> str:
+        """What Twisted's log calls the port."""
+        return f'listener "{self.listener.name}"'
+
     def buildProtocol(self, addr: IAddress | None) -> Visitor:
         """Twisted asks for a protocol."""
         return Visitor(self)
 
-    def welcome(self, visitor: Visitor, address: IPAddress | None, port: int) -> bool:
+    def welcome(self, visitor: Visitor, address: IPAddress | None, port: int) -> None:
         """Let a client in, or turn it away."""
-        if not self.crowd.admit(visitor, address):
+        if not self.listener.proxy_protocol:  # else the address is the balancer's
+            visitor.counted_as = address
+        if self.crowd.admit(visitor):
+            Arrival(visitor, Client(self.listener, address, port), self.egress, self.tls)
+            visitor.transport.resumeProducing()
+        else:
+            self._turn_away(visitor)
+
+    def _turn_away(self, visitor: Visitor) -> None:
+        speaks_plain_http = self.listener.tls is None and Door.SOCKS5 not in self.listener.doors
+        if speaks_plain_http and len(self.crowd.turned) < MOST_TURNED:
+            self.crowd.turned.add(visitor)
+            visitor.transport.write(BUSY)
+            Linger(visitor, self.egress.deadlines)
+        else:
             visitor.receiver = _Turned()
-            if not self.listener.tls_first and Door.SOCKS5 not in self.listener.doors:
-                visitor.transport.write(BUSY)
             visitor.transport.loseConnection()
-            return False
-        Arrival(visitor, Client(self.listener, address, port), self.egress, self.tls)
-        visitor.transport.resumeProducing()
-        return True
 
     def use_streams(self, port: IListeningPort) -> None:
         """Have accepted sockets become `Stream` s; options set on the listening socket are inherited by each."""

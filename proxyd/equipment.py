@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-from proxyd.accounts.accounts import Accounts
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+
+from proxyd.accounts.accounts import Accounts, DeferToPool
 from proxyd.config import Config
 from proxyd.entrance import Crowd
 from proxyd.flow import Egress, RecordLog
@@ -24,7 +27,8 @@ from proxyd.net.resolver import CachingResolver, Resolver
 from proxyd.net.splice import Splicer
 from proxyd.net.system_resolver import SystemResolver
 from proxyd.policy.rules import Policy
-from proxyd.settings import Settings
+from proxyd.request import IPAddress
+from proxyd.settings import REALM, Settings
 
 RESERVED_DESCRIPTORS = 128
 """Kept from the clients for listeners, logs, DNS and pipes, where ``max_connections`` follows the descriptor limit."""
@@ -35,11 +39,13 @@ DESCRIPTORS_PER_CLIENT = 2
 
 @dataclass(frozen=True, slots=True)
 class Replacements:
-    """What an embedder brings instead of the proxy's own."""
+    """What an embedder brings instead of the proxy's own; `Proxy` says what each is."""
 
     access_log: RecordLog | None = None
     dialer: Dialer | None = None
     resolver: Resolver | None = None
+    defer_to_pool: DeferToPool | None = None
+    is_own: Callable[[IPAddress, int], bool] | None = None
 
 
 @dataclass(slots=True)
@@ -63,7 +69,7 @@ class Equipment:
     def __init__(self, reactor: Any, replacements: Replacements) -> None:
         self._reactor = reactor
         self._replacements = replacements
-        self._own = OwnAddresses(reactor)
+        self._is_own = replacements.is_own or OwnAddresses(reactor)
         kernel = Readiness.available(reactor)
         self.readiness = Readiness(reactor) if kernel else None
         self.splicer = Splicer(reactor, self.readiness) if self.readiness is not None and Splicer.available() else None
@@ -73,74 +79,97 @@ class Equipment:
         self.egress: Egress
 
     def prepare(self, config: Config) -> Furnishing:
-        """Make what is new in this configuration.
+        """Make what is new in this configuration; what it says nothing new about stays in use.
 
         Raises:
             AccountsError, AccessLogError: a file cannot be used; then nothing is left behind.
         """
-        accounts = None
-        if config.users is not None:
-            accounts = Accounts(self._reactor, config.users.file, cache_time=config.users.cache_time)
         furnishing = Furnishing(
             config,
-            Policy(config.rules, config.groups, self._own),
-            accounts,
-            self._resolver(config.settings),
+            Policy(config.rules, config.groups, self._is_own),
+            self._accounts(config),
+            self._resolver(config),
             self._dialer(config.settings),
-            self._access_log(config.settings),
+            self._access_log(config),  # last: the others need no stopping if it cannot be opened
         )
-        if accounts is not None:
-            accounts.start()
+        if furnishing.accounts is not None and not self._stays(furnishing.accounts):
+            furnishing.accounts.start()
         return furnishing
 
     def adopt(self, new: Furnishing) -> None:
         """Go over to what was prepared, and stop what it replaces."""
         old, self._current = self._current, new
-        settings = new.config.settings
-        self.crowd.most = settings.max_connections or most_connections()
-        self.crowd.most_per_client = settings.max_connections_per_client
+        settings, users = new.config.settings, new.config.users
+        realm, via = users.realm if users is not None else REALM, settings.via or pseudonym()
         if old is None:
             self.egress = Egress(
                 clock=self._reactor,
                 settings=settings,
                 policy=new.policy,
                 accounts=new.accounts,
-                realm="",
+                realm=realm,
                 resolver=new.resolver,
                 dialer=new.dialer,
                 deadlines=self.deadlines,
                 pool=IdlePool(self.deadlines),
                 splicer=self.splicer,
                 access_log=new.access_log,
-                via="",
+                via=via,
             )
         egress = self.egress
-        egress.settings, egress.policy, egress.accounts = settings, new.policy, new.accounts
-        egress.resolver, egress.dialer, egress.access_log = new.resolver, new.dialer, new.access_log
-        egress.realm = new.config.users.realm if new.config.users is not None else "proxyd"
-        egress.via = settings.via or pseudonym()
-        egress.pool.idle_timeout, egress.pool.size = settings.upstream_idle_timeout, settings.upstream_idle_connections
+        egress.settings, egress.policy, egress.accounts, egress.realm = settings, new.policy, new.accounts, realm
+        egress.resolver, egress.dialer, egress.access_log, egress.via = new.resolver, new.dialer, new.access_log, via
+        egress.pool.idle_timeout = settings.upstream_idle_timeout
+        egress.pool.size = settings.upstream_idle_connections if settings.upstream_idle_timeout else 0
+        self.crowd.most = settings.max_connections or most_connections()
+        self.crowd.most_per_client = settings.max_connections_per_client
         if old is not None:
-            self._stop_parts(old, new)
+            self._stop_parts(old)
 
-    def drop(self, new: Furnishing) -> None:
+    def drop(self, prepared: Furnishing) -> None:
         """Stop what was prepared and is not wanted after all."""
-        assert self._current is not None
-        self._stop_parts(new, self._current)
+        self._stop_parts(prepared)
 
-    def _stop_parts(self, unwanted: Furnishing, kept: Furnishing) -> None:
-        if unwanted.accounts is not None:
-            unwanted.accounts.stop()
-        for mine, theirs in ((unwanted.resolver, kept.resolver), (unwanted.access_log, kept.access_log)):
-            if mine is not theirs and isinstance(mine, (CachingResolver, AccessLog)):
-                mine.stop()
+    def _stop_parts(self, unwanted: Furnishing) -> Deferred[Any]:
+        """Stop the parts that are neither in use nor an embedder's; fires when the last record is written."""
+        return gatherResults(
+            maybeDeferred(part.stop)
+            for part in (unwanted.accounts, unwanted.resolver, unwanted.access_log)
+            if isinstance(part, (Accounts, CachingResolver, AccessLog)) and not self._stays(part)
+        )
 
-    def _resolver(self, settings: Settings) -> Resolver:
+    def _stays(self, part: object) -> bool:
+        parts: list[object] = [self._replacements.resolver, self._replacements.access_log]
+        if self._current is not None:
+            parts += [self._current.accounts, self._current.resolver, self._current.access_log]
+        return any(part is other for other in parts)
+
+    def _unless_new(self, config: Config, aspect: Callable[[Config], object]) -> Furnishing | None:
+        """What is in use, if the configuration says the same about this aspect."""
+        current = self._current
+        return current if current is not None and aspect(current.config) == aspect(config) else None
+
+    def _accounts(self, config: Config) -> Accounts | None:
+        users = config.users
+        if users is None:
+            return None
+        current = self._unless_new(config, _checking)
+        if current is not None:
+            return current.accounts
+        return Accounts(
+            self._reactor,
+            users.file,
+            cache_time=users.cache_time,
+            defer_to_pool=self._replacements.defer_to_pool,
+        )
+
+    def _resolver(self, config: Config) -> Resolver:
         if self._replacements.resolver is not None:
             return self._replacements.resolver
-        current = self._current
-        if current is not None and _resolving(current.config.settings) == _resolving(settings):
+        current = self._unless_new(config, _resolving)
+        if current is not None:
             return current.resolver
+        settings = config.settings
         source: ServerResolver | SystemResolver
         if settings.resolver:
             source = ServerResolver(self._reactor, settings.resolver, timeout=settings.resolver_timeout)
@@ -153,12 +182,13 @@ class Equipment:
             self._reactor, self.deadlines, attempt_delay=settings.attempt_delay, readiness=self.readiness
         )
 
-    def _access_log(self, settings: Settings) -> RecordLog:
+    def _access_log(self, config: Config) -> RecordLog:
         if self._replacements.access_log is not None:
             return self._replacements.access_log
-        current = self._current
-        if current is not None and _logging(current.config.settings) == _logging(settings):
+        current = self._unless_new(config, _logging)
+        if current is not None:
             return current.access_log
+        settings = config.settings
         outputs = [(settings.access_log_json, encode_json), (settings.access_log_squid, encode_squid)]
         log = AccessLog(
             self._reactor,
@@ -171,20 +201,16 @@ class Equipment:
 
     def reopen_logs(self) -> None:
         """Open the access log's files again."""
-        if self._current is not None and isinstance(self._current.access_log, AccessLog):
-            self._current.access_log.reopen()
+        log = None if self._current is None else self._current.access_log
+        if isinstance(log, AccessLog):
+            log.reopen()
 
     async def stop(self) -> None:
         """Stop everything; the access log last, when the last record is in it."""
         current, self._current = self._current, None
         if current is not None:
             self.egress.pool.close()
-            if current.accounts is not None:
-                current.accounts.stop()
-            if isinstance(current.resolver, CachingResolver):
-                current.resolver.stop()
-            if isinstance(current.access_log, AccessLog):
-                await current.access_log.stop()
+            await self._stop_parts(current)
         self.deadlines.stop()
         if self.splicer is not None:
             self.splicer.stop()
@@ -192,13 +218,19 @@ class Equipment:
             self.readiness.stop()
 
 
-def _resolving(settings: Settings) -> tuple[object, ...]:
+def _checking(config: Config) -> object:
+    return (config.users.file, config.users.cache_time) if config.users is not None else None
+
+
+def _resolving(config: Config) -> object:
+    settings = config.settings
     return settings.resolver, settings.resolver_timeout, settings.dns_negative_ttl, settings.dns_system_ttl
 
 
-def _logging(settings: Settings) -> tuple[object, ...]:
+def _logging(config: Config) -> object:
+    settings = config.settings
     files = settings.access_log_json, settings.access_log_squid
-    return *files, settings.access_log_flush, settings.access_log_buffer
+    return files, settings.access_log_flush, settings.access_log_buffer
 
 
 def most_connections() -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort
+from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from proxyd.config import Config
@@ -25,9 +26,18 @@ class ListenError(Exception):
     """A listener cannot be opened; the message names it, its endpoint and the reason."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Names of the listeners that a configuration has added, removed, or made different."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Bound:
-    """One listener and its port."""
+    """One listener's port, and who receives its clients."""
 
     port: IListeningPort
     entrance: Entrance
@@ -36,50 +46,48 @@ class _Bound:
 class Listening:
     """The ports we accept on, by listener name."""
 
-    def __init__(self, reactor: Any, equipment: Equipment, inherited: dict[str, int]) -> None:
+    def __init__(self, reactor: Any, equipment: Equipment, inherited: Mapping[str, int]) -> None:
         self._reactor = reactor
         self._equipment = equipment
-        self._inherited = inherited
+        self._inherited = dict(inherited)
         self._bound: dict[str, _Bound] = {}
+        self._closing: set[Deferred[Any]] = set()
 
     def addresses(self) -> dict[str, IAddress]:
         """Where each listener is bound."""
         return {name: bound.port.getHost() for name, bound in self._bound.items()}
 
-    def change(self, config: Config) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Open, close and change listeners until they are as configured; names of those added, removed, changed.
+    def change(self, config: Config) -> Changes:
+        """Open, close and change listeners until they are as configured.
 
         Raises:
             ListenError: one cannot be opened; then all are as before.
         """
-        wanted = {listener.name: listener for listener in config.listeners}
+        before = {name: bound.entrance.listener for name, bound in self._bound.items()}
         contexts = {listener.name: self._context(listener) for listener in config.listeners}
-        new = [listener for listener in config.listeners if not self._same_endpoint(listener)]
-        opened: dict[str, _Bound] = {}
-        try:
-            for listener in new:
-                opened[listener.name] = self._bind(listener, contexts[listener.name])
-        except ListenError:
-            for bound in opened.values():
-                bound.port.stopListening()
-            raise
-        old = {name: bound for name, bound in self._bound.items() if name not in wanted or name in opened}
-        changed = [name for name in opened if name in self._bound]
-        for name, bound in self._bound.items():
-            if name not in old and (bound.entrance.listener != wanted[name] or contexts[name] is not None):
-                if bound.entrance.listener != wanted[name]:
-                    changed.append(name)
-                bound.entrance.listener, bound.entrance.tls = wanted[name], contexts[name]
-        for name, bound in old.items():
-            bound.port.stopListening()
-            del self._bound[name]
-        added = tuple(name for name in opened if name not in changed)
-        self._bound.update(opened)
-        return added, tuple(name for name in old if name not in wanted), tuple(changed)
+        kept = self._kept(config)
+        opened = self._open([listener for listener in config.listeners if listener.name not in kept], contexts)
+        unwanted = [bound for bound in self._bound.values() if bound not in kept.values()]
+        self._bound = {listener.name: kept.get(listener.name) or opened[listener.name] for listener in config.listeners}
+        for listener in config.listeners:
+            entrance = self._bound[listener.name].entrance
+            entrance.listener, entrance.tls = listener, contexts[listener.name]
+        for bound in unwanted:
+            self._shut(bound)
+        self._close_inherited()
+        return _changes(before, {listener.name: listener for listener in config.listeners})
 
-    def _same_endpoint(self, listener: Listener) -> bool:
-        bound = self._bound.get(listener.name)
-        return bound is not None and bound.entrance.listener.endpoint == listener.endpoint
+    def _kept(self, config: Config) -> dict[str, _Bound]:
+        """The ports that stay, by the name of the listener each is for: its own, or one that takes over its endpoint."""
+        free, kept = dict(self._bound), {}
+        for listener in config.listeners:
+            if listener.name in free and _endpoint(free[listener.name]) == listener.endpoint:
+                kept[listener.name] = free.pop(listener.name)
+        by_endpoint = {_endpoint(bound): bound for bound in free.values()}
+        for listener in config.listeners:
+            if listener.name not in kept and listener.endpoint in by_endpoint:
+                kept[listener.name] = by_endpoint.pop(listener.endpoint)
+        return kept
 
     def _context(self, listener: Listener) -> TLSContext | None:
         if listener.tls is None:
@@ -90,11 +98,26 @@ class Listening:
             reason = f"the certificate {listener.tls.certificate} and its key cannot be used: {_first_line(error)}"
             raise ListenError(f'listener "{listener.name}": {reason}') from error
 
+    def _open(self, listeners: list[Listener], contexts: Mapping[str, TLSContext | None]) -> dict[str, _Bound]:
+        opened: dict[str, _Bound] = {}
+        try:
+            for listener in listeners:
+                opened[listener.name] = self._bind(listener, contexts[listener.name])
+        except ListenError:
+            for bound in opened.values():
+                self._shut(bound)
+            raise
+        return opened
+
     def _bind(self, listener: Listener, tls: TLSContext | None) -> _Bound:
         entrance = Entrance(listener, self._equipment.egress, self._equipment.crowd, self._equipment.readiness, tls)
+        outcome: list[Any] = []
         try:
-            port = self._listen(listener, entrance)
-        except (CannotListenError, OSError, ValueError, LookupError, TypeError) as error:
+            self._place(listener).listen(entrance).addBoth(outcome.append)
+            [port] = outcome  # endpoints of every kind that can be configured are bound at once
+            if isinstance(port, Failure):
+                port.raiseException()
+        except (CannotListenError, OSError, ValueError) as error:
             reason = error.socketError if isinstance(error, CannotListenError) else error
             raise ListenError(
                 f'listener "{listener.name}": cannot listen on {listener.endpoint}: {_first_line(reason)}'
@@ -102,26 +125,44 @@ class Listening:
         entrance.use_streams(port)
         return _Bound(port, entrance)
 
-    def _listen(self, listener: Listener, entrance: Entrance) -> IListeningPort:
+    def _place(self, listener: Listener) -> IStreamServerEndpoint:
         inherited = self._inherited.pop(listener.name, None)
         if inherited is not None:
-            family = socket.socket(fileno=os.dup(inherited)).family
-            port = self._reactor.adoptStreamPort(inherited, family, entrance)
-            os.close(inherited)
-            return port  # type: ignore[no-any-return]
-        results: list[Any] = []
-        endpoint = serverFromString(self._reactor, listener.endpoint)
-        maybeDeferred(endpoint.listen, entrance).addBoth(results.append)
-        if not results:
-            raise ValueError("this kind of endpoint does not bind at once")
-        if isinstance(results[0], Failure):
-            results[0].raiseException()
-        return results[0]  # type: ignore[no-any-return]
+            with socket.socket(fileno=os.dup(inherited)) as bound:
+                return AdoptedStreamServerEndpoint(self._reactor, inherited, bound.family)
+        try:
+            return serverFromString(self._reactor, listener.endpoint)  # type: ignore[no-any-return]
+        except (LookupError, TypeError):
+            raise ValueError("systemd has passed no such socket") from None
+
+    def _shut(self, bound: _Bound) -> None:
+        closing = maybeDeferred(bound.port.stopListening)
+        self._closing.add(closing)
+        closing.addBoth(lambda _: self._closing.discard(closing))
+
+    def _close_inherited(self) -> None:
+        while self._inherited:
+            os.close(self._inherited.popitem()[1])
 
     def close(self) -> Deferred[Any]:
-        """Stop listening."""
+        """Stop listening; fires when every port is closed."""
         bound, self._bound = list(self._bound.values()), {}
-        return gatherResults([maybeDeferred(each.port.stopListening) for each in bound])
+        for each in bound:
+            self._shut(each)
+        self._close_inherited()
+        return gatherResults(self._closing)
+
+
+def _endpoint(bound: _Bound) -> str:
+    return bound.entrance.listener.endpoint
+
+
+def _changes(before: Mapping[str, Listener], after: Mapping[str, Listener]) -> Changes:
+    return Changes(
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed=tuple(name for name in after if name in before and before[name] != after[name]),
+    )
 
 
 def _first_line(error: object) -> str:

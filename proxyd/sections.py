@@ -248,4 +248,3 @@ def _person(names: Names, read: Read[str]) -> Read[str]:
         return read(text)
 
     return person
-

@@ -58,6 +58,8 @@ class Daemon(MultiService):
             signal.signal(number, lambda *_, action=action: self._reactor.callFromThread(action))
 
     def _reload(self) -> None:
+        if not self.running:
+            return
         try:
             self._proxy.reload(self._read())
         except START_ERRORS as error:

@@ -122,8 +122,8 @@ def token(text: str) -> str:
 
 
 def pseudonym(text: str) -> str:
-    """A name for ``Via``: letters, digits, dots, dashes."""
-    if not _PSEUDONYM.match(text):
+    """A name for ``Via``: letters, digits, dots, dashes; or nothing, for the default one."""
+    if text and not _PSEUDONYM.match(text):
         raise ValueError(f'"{text}" cannot stand in Via; write one word of letters, digits, dots and dashes')
     return text
 

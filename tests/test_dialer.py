@@ -90,6 +90,24 @@ class Recorder(Protocol):
         self.lost.callback(None)
 
 
+class Distant(socket.socket):
+    """A socket to loopback that connects, or is refused, only when somebody looks for the second time, as if there
+    were a network between."""
+
+    looked = False
+
+    def getsockopt(self, level: int, option: int, *length: int) -> Any:
+        if option != socket.SO_ERROR or self.looked:
+            return super().getsockopt(level, option, *length)
+        return 0
+
+    def getpeername(self) -> Any:
+        if self.looked:
+            return super().getpeername()
+        self.looked = True
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+
 class InterleavedTests(SynchronousTestCase):
     """RFC 8305 §4: the families take turns."""
 
@@ -128,7 +146,7 @@ class LoopbackTestCase(SynchronousTestCase):
         return None
 
     def make_socket(self, family: int, kind: int) -> socket.socket:
-        sock = socket.socket(family, kind)
+        sock = Distant(family, kind)
         self.addCleanup(sock.close)
         self.sockets.append(sock)
         return sock
@@ -347,7 +365,23 @@ class DialingTests(LoopbackTestCase):
         return Failing
 
     def test_connected_at_once(self) -> None:
-        """A socket that is connected when the call returns needs no wait."""
+        """A connection on the same machine needs no wait."""
+        self.dialer.make_socket = socket.socket
+        protocol, _ = self.successResultOf(self.dial(self.listen().getsockname()[1], HERE, HERE))
+        self.addCleanup(protocol.transport.connectionLost, Failure(CancelledError()))
+        self.assertEqual(self.reactor.writers, [])
+
+    def test_refused_at_once(self) -> None:
+        """Nor does being refused there."""
+        self.dialer.make_socket = socket.socket
+        refused = self.failureResultOf(self.dial(self.closed_port(), HERE, HERE), ProxyError).value
+        self.assertEqual(refused.error, ErrorType.CONNECTION_REFUSED)
+
+    def test_settled_in_the_call(self) -> None:
+        """A system whose connect call says all is no different."""
+        self.dialer.make_socket = self.make_failing(errno.ECONNREFUSED)
+        refused = self.failureResultOf(self.dial(80), ProxyError).value
+        self.assertEqual(refused.error, ErrorType.CONNECTION_REFUSED)
 
         class Blocking(socket.socket):
             def connect_ex(self, address: Any) -> int:
@@ -357,15 +391,8 @@ class DialingTests(LoopbackTestCase):
                 return code
 
         self.dialer.make_socket = Blocking
-        dialed = self.dial(self.listen().getsockname()[1], HERE, HERE)
-        protocol, _ = self.successResultOf(dialed)
+        protocol, _ = self.successResultOf(self.dial(self.listen().getsockname()[1]))
         self.addCleanup(protocol.transport.connectionLost, Failure(CancelledError()))
-        self.assertEqual(self.reactor.writers, [])
-
-    def test_refused_at_once(self) -> None:
-        """A connection that is refused when the call returns is no different."""
-        self.dialer.make_socket = self.make_failing(errno.ECONNREFUSED)
-        self.assertEqual(self.error(self.dial(80))[0], ErrorType.CONNECTION_REFUSED)
 
     def test_out_of_descriptors(self) -> None:
         """Without a free descriptor no further address is tried."""
@@ -469,7 +496,7 @@ class InstalledReactorTests(TestCase):
     def setUp(self) -> None:
         self.deadlines = Deadlines(reactor)
         self.addCleanup(self.deadlines.stop)
-        self.dialer = TCPDialer(reactor, self.deadlines)
+        self.dialer = TCPDialer(reactor, self.deadlines, make_socket=Distant)
         self.port = socket.socket()
         self.addCleanup(self.port.close)
         self.port.bind(("127.0.0.1", 0))

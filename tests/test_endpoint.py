@@ -46,10 +46,14 @@ class EndpointTests(SynchronousTestCase):
     def test_ssl(self):
         """An ssl: endpoint is a tcp: one, with the files that it names relative to the directory."""
         self.assertEqual(
-            Endpoint.parse("ssl:8443:privateKey=k.pem:certKey=/c.pem:extraCertChain=x.pem:interface=\\:\\:1:backlog=9", ETC),
+            Endpoint.parse(
+                "ssl:8443:privateKey=k.pem:certKey=/c.pem:extraCertChain=x.pem:interface=\\:\\:1:backlog=9", ETC
+            ),
             Endpoint("tcp:8443:interface=\\:\\:1:backlog=9", False, files("/c.pem", "k.pem", "x.pem")),
         )
-        self.assertEqual(Endpoint.parse("ssl:8443:both.pem", ETC), Endpoint("tcp:8443", tls=files("both.pem", "both.pem")))
+        self.assertEqual(
+            Endpoint.parse("ssl:8443:both.pem", ETC), Endpoint("tcp:8443", tls=files("both.pem", "both.pem"))
+        )
 
     def test_escapes(self):
         """A backslash takes the meaning from the character behind it, as in Twisted."""
@@ -80,6 +84,7 @@ class EndpointTests(SynchronousTestCase):
 
     def test_refused(self):
         """What Twisted could not listen on is refused, with the fix."""
+        either = "systemd: takes a name or an index; write systemd:domain=INET:name=proxyd"
         colons = "write the colons of an IPv6 address or path as \\:"
         for text, message in {
             "": 'there is no endpoint ":" here; known: haproxy, ssl, systemd, tcp, tcp6, unix',
@@ -108,9 +113,11 @@ class EndpointTests(SynchronousTestCase):
             "unix:/a:mode=rw": "mode is not octal; write mode=660",
             "unix:/a:lockfile=no": "lockfile is neither 0 nor 1; write one of them",
             "systemd:name=a": "systemd: has no domain; write systemd:domain=INET:name=proxyd (or INET6, UNIX)",
-            "systemd:domain=INET": "systemd: takes a name or an index; write systemd:domain=INET:name=proxyd",
-            "systemd:domain=INET:index=1:name=a": "systemd: takes a name or an index; write systemd:domain=INET:name=proxyd",
-            "systemd:domain=INET:index=x": "index is not a number; write index=0 for the first socket that systemd passes",
+            "systemd:domain=INET": either,
+            "systemd:domain=INET:index=1:name=a": either,
+            "systemd:domain=INET:index=x": (
+                "index is not a number; write index=0 for the first socket that systemd passes"
+            ),
             "ssl:443": "ssl: has no private key; write ssl:8443:privateKey=key.pem:certKey=cert.pem",
             "ssl:443:privateKey=k:sslmethod=TLSv1_METHOD": (
                 "sslmethod cannot be chosen; remove it: TLS 1.2 and 1.3 with forward secrecy are always on"

@@ -467,6 +467,7 @@ class FindHeadTests(SynchronousTestCase):
         """Empty lines before the request line count as a part of the head."""
         self.assertEqual(find_head(b"\r\n\r\nGET / HTTP/1.0\r\n\r\nbody", HEAD_LIMITS), 22)
         self.assertEqual(find_head(b"\r\n\r\n", HEAD_LIMITS), 0)
+        self.assertRaises(ProxyError, find_head, b"\r\n\r\n\r", HEAD_LIMITS)
 
     def test_end_split(self) -> None:
         """The end is found when its four octets arrive one by one, or all but the last were seen before."""

@@ -43,7 +43,9 @@ class SyntaxTests(SynchronousTestCase):
         """Sections and options know their lines, whatever comments, blank and continued lines are between them."""
         text = "# head\n\n[a]\n; c\nx = 1\n\ny =\n  2\n  # in between\n  3\n[b:c]\r\nx = 4\n[last]\n"
         sections, problems = read(text)
-        self.assertEqual({header: section.line for header, section in sections.items()}, {"a": 3, "b:c": 11, "last": 13})
+        self.assertEqual(
+            {header: section.line for header, section in sections.items()}, {"a": 3, "b:c": 11, "last": 13}
+        )
         for header, option in (("a", "x"), ("a", "y"), ("b:c", "x")):
             sections[header].problem("here", option)
         self.assertEqual([problem.line for problem in problems.found], [5, 7, 12])
@@ -58,7 +60,9 @@ class SyntaxTests(SynchronousTestCase):
     def test_header_parts(self):
         """A header has a kind, and a name behind the first colon."""
         sections, _ = read("[rule:a:b]\n[users]\n")
-        self.assertEqual([(section.kind, section.name) for section in sections.values()], [("rule", "a:b"), ("users", "")])
+        self.assertEqual(
+            [(section.kind, section.name) for section in sections.values()], [("rule", "a:b"), ("users", "")]
+        )
 
     def test_no_section_gives_defaults(self):
         """[DEFAULT] is a section like others, and names keep their case."""
@@ -103,7 +107,9 @@ class SyntaxTests(SynchronousTestCase):
         sections, problems = read("")
         self.assertEqual((sections, problems.found), ({}, []))
 
-    @given(st.lists(st.sampled_from(["[a]", "[b:c]", "x = 1", "y = 2", " z", "=", "nonsense", "", "# c", "[", "\u2028"])))
+    @given(
+        st.lists(st.sampled_from(["[a]", "[b:c]", "x = 1", "y = 2", " z", "=", "nonsense", "", "# c", "[", "\u2028"]))
+    )
     def test_any_lines(self, lines):
         """Whatever the lines, each problem has a line of the file, and each section the line of its header."""
         sections, problems = read("\n".join(lines))
@@ -133,7 +139,8 @@ class SectionTests(SynchronousTestCase):
         section = self.section("n = 5\n m = 6")
         self.assertEqual(section.take("n", number, 1), 1)
         self.assertEqual(
-            self.said(), ["x.ini:2: [a] n: it takes one line; a line that begins with a blank goes on with the one above"]
+            self.said(),
+            ["x.ini:2: [a] n: it takes one line; a line that begins with a blank goes on with the one above"],
         )
 
     def test_inline_comment(self):
@@ -143,7 +150,8 @@ class SectionTests(SynchronousTestCase):
         section.take_list("c", one_of(("forward",), "protocol"))
         self.assertEqual(
             self.said()[0],
-            'x.ini:2: [a] b: "yes # really" is neither yes nor no; write one of them; comments stand on lines of their own',
+            'x.ini:2: [a] b: "yes # really" is neither yes nor no; write one of them; '
+            "comments stand on lines of their own",
         )
         self.assertEqual(len(self.said()), 3)
         self.assertIn("comments stand on lines of their own", self.said()[1])

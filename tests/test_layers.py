@@ -29,7 +29,7 @@ FLOORS = (
     ("workers",),
     ("tap", "cli", "testing"),
 )
-"""Rooms, lowest floor first: a room may import itself and the floors below its own. Only ``__init__`` may import all."""
+"""Rooms, lowest floor first: a room imports from itself and from the floors below. Only ``__init__`` may import all."""
 
 PURE = {room for rooms in FLOORS[: FLOORS.index(("net",))] for room in rooms}
 """The rooms below the I/O line: they do not know Twisted."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from proxyd.errors import ErrorType, ProxyError
-from proxyd.request import MAX_NAME_LENGTH, Destination
+from proxyd.request import MAX_NAME_LENGTH, Destination, parse_ip
 
 any_text = st.text(st.characters(exclude_categories=()), max_size=300)  # lone surrogates too
 labels = st.from_regex(r"[a-z_](?:[a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
@@ -48,8 +48,8 @@ class RefusalTests(SynchronousTestCase):
         for host in (
             "", ".", "..", "a..b", ".a", "a..", "-a", "a-", "a.-b.c", "a b", "a\tb", " a", "a ", "a\n", "a\x00",
             "a/b", "a,b", "a\\b", "a@b", "a#b", "a?b", "a%41", "a%00", "a;b", "a'b", 'a"b', "a<b", "a|b", "a*b",
-            "*", "a:b", "a\x7f", "(a)", "a" * 64, "a" * 64 + ".b", ".", "a", "[a]", "[example.com]", "[", "]", "[]",
-            "a]", "[a",
+            "*", "a:b", "a\x7f", "(a)", "a" * 64, "a" * 64 + ".b", ".".join(["a" * 63] * 4),
+            "[a]", "[example.com]", "[", "]", "[]", "a]", "[a",
         ):  # fmt: skip
             self.assert_refused(host)
 
@@ -310,3 +310,22 @@ class AuthorityTests(SynchronousTestCase):
         ):
             destination = Destination.parse_authority(text)
             self.assertEqual((destination.authority, destination.host_field(80)), (authority, host_field))
+
+
+class ParseIPTests(SynchronousTestCase):
+    """The address that a socket's name shows."""
+
+    def test_addresses(self) -> None:
+        """A zone is left out, and a client of a dual-stack socket is the IPv4 client."""
+        for text, address in (
+            ("192.0.2.1", "192.0.2.1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("fe80::1%eth0", "fe80::1"),
+            ("::ffff:192.0.2.1", "192.0.2.1"),
+        ):
+            self.assertEqual(parse_ip(text), ip_address(address), text)
+
+    def test_others(self) -> None:
+        """What is no address, such as a Unix socket's path, has none."""
+        for text in ("", "/run/proxyd.sock", "localhost", "127.1"):
+            self.assertIsNone(parse_ip(text), text)

@@ -122,7 +122,9 @@ workers = auto
         )
         self.assertEqual(found, expected)
         defaults = Settings()
-        changed = [field.name for field in fields(Settings) if getattr(found, field.name) != getattr(defaults, field.name)]
+        changed = [
+            field.name for field in fields(Settings) if getattr(found, field.name) != getattr(defaults, field.name)
+        ]
         self.assertEqual(changed, [field.name for field in fields(Settings)])
 
     def test_system_resolver(self):
@@ -148,7 +150,8 @@ workers = auto
     def test_start_line_in_head(self):
         """A start line cannot be longer than the head that it is part of."""
         self.refused(
-            "start_line_size = 65k", "2 start_line_size: it is more than head_size, which counts the start line too; lower it"
+            "start_line_size = 65k",
+            "2 start_line_size: it is more than head_size, which counts the start line too; lower it",
         )
 
     def test_one_log_for_each_format(self):
@@ -309,7 +312,8 @@ class UsersTests(SectionsTestCase):
         """The file is relative to the directory; the rest has defaults."""
         self.assertEqual(self.read("file = users"), Users(self.file("users"), 60.0, "proxyd"))
         self.assertEqual(
-            self.read("file = users\ncache_time = 5m\nrealm = Log shipping"), Users(self.file("users"), 300.0, "Log shipping")
+            self.read("file = users\ncache_time = 5m\nrealm = Log shipping"),
+            Users(self.file("users"), 300.0, "Log shipping"),
         )
         self.assertEqual(self.said(), [])
 

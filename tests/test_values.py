@@ -44,7 +44,9 @@ class DurationTests(ValuesTestCase):
             "1.5m": 90.0, "20ms": 0.02, "200ms": 0.2,
         }  # fmt: skip
         fix = "is not a duration; write 250ms, 10s, 5m, 1h or 2d"
-        bad = {text: f'"{text}" {fix}' for text in ("", "s", "10 s", "-1s", "1e3", "10sec", "1h30m", "٣s", "inf", "5s\n")}
+        bad = {
+            text: f'"{text}" {fix}' for text in ("", "s", "10 s", "-1s", "1e3", "10sec", "1h30m", "٣s", "inf", "5s\n")
+        }
         self.check(duration, good, bad)
 
     @given(st.integers(0, 10**9 - 1), st.sampled_from(["ms", "s", "m", "h", "d"]))
@@ -65,7 +67,10 @@ class SizeTests(ValuesTestCase):
 class NumberTests(ValuesTestCase):
     def test_digits(self):
         """A number has one to nine ASCII digits, nothing that int() takes beyond that."""
-        bad = {text: f'"{text}" is not a number; write digits only' for text in ("", "+1", "1_0", " 1", "-1", "٣", "1" * 10)}
+        bad = {
+            text: f'"{text}" is not a number; write digits only'
+            for text in ("", "+1", "1_0", " 1", "-1", "٣", "1" * 10)
+        }
         self.check(number, {"0": 0, "256": 256}, bad)
 
 
@@ -115,10 +120,10 @@ class WordTests(ValuesTestCase):
         self.check(token, {"GET": "GET", "M-SEARCH": "M-SEARCH"}, bad)
 
     def test_pseudonym(self):
-        """A pseudonym is a token, with a port where it is a host."""
+        """A pseudonym is a token, with a port where it is a host, or empty for the default one."""
         fix = "cannot stand in Via; write one word of letters, digits, dots and dashes"
-        bad = {text: f'"{text}" {fix}' for text in ("", "two words", "a,b", "a:b", "proxy\n", "ü")}
-        self.check(pseudonym, {"proxyd-1": "proxyd-1", "proxy.example:3128": "proxy.example:3128"}, bad)
+        bad = {text: f'"{text}" {fix}' for text in ("two words", "a,b", "a:b", "proxy\n", "ü")}
+        self.check(pseudonym, {"": "", "proxyd-1": "proxyd-1", "proxy.example:3128": "proxy.example:3128"}, bad)
 
     def test_quotable(self):
         """Text for a quoted-string is printable ASCII without quotes and backslashes."""
@@ -133,7 +138,10 @@ class PortsTests(ValuesTestCase):
         good = {
             "443": range(443, 444), "8000-8100": range(8000, 8101), "*": range(1, 65536), "1-65535": range(1, 65536),
         }  # fmt: skip
-        bad = {text: f'"{text}" is not a port; write 443, 8000-8100 or *' for text in ("", "http", "1-2-3", "80-", "-80", "1:2")}
+        bad = {
+            text: f'"{text}" is not a port; write 443, 8000-8100 or *'
+            for text in ("", "http", "1-2-3", "80-", "-80", "1:2")
+        }
         order = "is not a range of ports; they go from 1 to 65535, the lower one first"
         bad |= {text: f'"{text}" {order}' for text in ("0", "65536", "90-80", "80-70000")}
         self.check(ports, good, bad)

@@ -110,8 +110,6 @@ class _Families:
             self.done.errback(failure)
 
     def _came(self, outcome: Answer | ProxyError, number: int) -> None:
-        if self._over:
-            return
         self._outcomes[number] = outcome
         if None not in self._outcomes:
             self._finish()

@@ -22,7 +22,6 @@ class ServerFailed(ProxyError):
 
     def __init__(self, code: int) -> None:
         super().__init__(ErrorType.DNS_ERROR, f"the DNS server said {_CODES.get(code, f'RCODE {code}')}")
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ THREADS = 64
 """Look-ups at one time. A name whose servers are silent holds its thread for as long as the C library tries (5 to
 30 s), so this is how many such names there may be before others have to wait. A thread is made when it is needed."""
 
-MAX_WAITING = 1024
+MAX_WAITING = 256
 """Look-ups that wait for a thread before new ones are refused."""
 
 _NOT_FOUND = frozenset({socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY})

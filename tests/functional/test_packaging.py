@@ -21,8 +21,10 @@ ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = sysconfig.get_path("purelib")
 NOT_SOURCE = shutil.ignore_patterns(
     *(".git", ".venv*", ".*_cache", ".hypothesis", "__pycache__", "dropin.cache"),
-    *("_trial_temp*", "_build", "build", "dist", "*.egg-info"),
+    *("_trial_temp*", "_build", "build", "dist", "results", "*.egg-info"),
 )
+FOLDERS = ("benchmarks", "docs", "newsfragments", "proxyd", "tests", "twisted")
+FILES = {".ci/run", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "pyproject.toml", "setup.cfg"}
 TWISTD = "from twisted.scripts.twistd import run; run()"
 TIMEOUT = 120
 
@@ -67,6 +69,11 @@ class PackagingTests(SynchronousTestCase):
         self.elsewhere.mkdir()
         self.environment = Environment(self.folder / "environment")
 
+    def build(self, *what: str) -> None:
+        """Build archives into the folder of the test."""
+        options = ["--no-isolation", "--outdir", str(self.folder)]
+        run(sys.executable, "-m", "build", *options, *what, str(self.checkout))
+
     def assert_works(self, place: Path) -> None:
         """``twistd proxyd`` and ``proxyd`` are there, whatever the working directory, and run what is in ``place``."""
         python = self.environment.python
@@ -77,7 +84,7 @@ class PackagingTests(SynchronousTestCase):
 
     def test_wheel(self) -> None:
         """An installed wheel works; it brings the plugin, the example files and the type marker, and no tests."""
-        run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(self.folder), str(self.checkout))
+        self.build("--sdist", "--wheel")
         [wheel] = self.folder.glob("proxyd-*.whl")
         names = set(zipfile.ZipFile(wheel).namelist())
 
@@ -91,14 +98,14 @@ class PackagingTests(SynchronousTestCase):
 
     def test_source_archive(self) -> None:
         """The source archive has all that its own ``make check`` needs."""
-        run(sys.executable, "-m", "build", "--no-isolation", "--sdist", "--outdir", str(self.folder), str(self.checkout))
+        self.build("--sdist")
         [archive] = self.folder.glob("proxyd-*.tar.gz")
         with tarfile.open(archive) as opened:
             names = {member.name.partition("/")[2] for member in opened.getmembers()}
 
-        files = {str(path.relative_to(self.checkout)) for path in self.checkout.rglob("*") if path.is_file()}
-        files = {name for name in files if not name.startswith((".ci/", "proxyd.egg-info/", "build/"))}
-        self.assertEqual(files - names, set())
+        files = [path for folder in FOLDERS for path in (self.checkout / folder).rglob("*") if path.is_file()]
+        needed = {str(path.relative_to(self.checkout)) for path in files} | FILES
+        self.assertEqual(needed - names, set())
 
     def test_editable(self) -> None:
         """An editable install works, and runs the checkout."""

@@ -49,7 +49,7 @@ clean:
 	find proxyd tests twisted benchmarks -name __pycache__ -prune -exec rm -r {} +
 
 proxyd.ini: | $(VENV)/installed
-	$(BIN)/proxyd example-config default > $@.new
+	$(BIN)/proxyd example-config default --certificate > $@.new
 	mv $@.new $@
 
 proxyd-cert.pem: | $(VENV)/installed

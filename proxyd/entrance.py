@@ -13,9 +13,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from proxyd.flow import Client, Egress
-from proxyd.frontends.arrival import Arrival
+from proxyd.frontends.arrival import arrive
+from proxyd.net.acceptor import Acceptor
 from proxyd.net.connection import Connection
-from proxyd.net.linger import Linger
+from proxyd.net.linger import GONE, Linger
 from proxyd.net.readiness import Readiness
 from proxyd.net.tls import TLSContext, TLSLayer
 from proxyd.net.transport import Stream
@@ -114,19 +115,6 @@ class Visitor(Connection):
             self.transport.loseConnection()
 
 
-class _Turned:
-    """Has the connection of a client that was not let in and is not told why."""
-
-    def received(self, data: bytes) -> None:
-        """Nobody listens."""
-
-    def read_closed(self) -> None:
-        """It has understood."""
-
-    def lost(self, reason: Failure) -> None:
-        """As told."""
-
-
 class Entrance(Factory):
     """One listener's clients."""
 
@@ -140,6 +128,7 @@ class Entrance(Factory):
         self.crowd = crowd
         self.tls = tls
         self._readiness = readiness
+        self._acceptor: Acceptor | None = None
 
     def logPrefix(self) -> str:
         """What Twisted's log calls the port."""
@@ -154,7 +143,7 @@ class Entrance(Factory):
         if not self.listener.proxy_protocol:  # else the address is the balancer's
             visitor.counted_as = address
         if self.crowd.admit(visitor):
-            Arrival(visitor, Client(self.listener, address, port), self.egress, self.tls)
+            arrive(visitor, Client(self.listener, address, port), self.egress, self.tls)
             visitor.transport.resumeProducing()
         else:
             self._turn_away(visitor)
@@ -166,21 +155,26 @@ class Entrance(Factory):
             visitor.transport.write(BUSY)
             Linger(visitor, self.egress.deadlines)
         else:
-            visitor.receiver = _Turned()
+            visitor.receiver = GONE
             visitor.transport.loseConnection()
 
-    def use_streams(self, port: IListeningPort) -> None:
-        """Have accepted sockets become `Stream` s; options set on the listening socket are inherited by each."""
-        if isinstance(port, tcp.Port):
-            port.transport = self._accepted  # type: ignore[assignment]
+    def accept_streams(self, port: IListeningPort) -> None:
+        """Accept for the port ourselves, where we have an epoll set; clients' sockets inherit options of the port's."""
+        if self._readiness is not None and isinstance(port, tcp.Port):
             if port.socket.family != socket.AF_UNIX:
                 port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            port.stopReading()
+            self._acceptor = Acceptor(self._readiness, port.socket, self._accepted)
 
-    def _accepted(self, sock: socket.socket, protocol: Any, peer: Any, port: Any, number: int, reactor: Any) -> Any:
-        stream = Stream(sock, protocol, reactor, self._readiness, peer)
-        stream.connected = 1
-        return stream
+    def stop_accepting(self) -> None:
+        """Leave the port's socket alone; it is closed next."""
+        if self._acceptor is not None:
+            self._acceptor.stop()
+            self._acceptor = None
+
+    def _accepted(self, sock: socket.socket, peer: Any) -> None:
+        Stream(sock, Visitor(self), self.egress.clock, self._readiness, peer).begin()
 
 
 def _peer(transport: Any) -> tuple[IPAddress | None, int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,16 +18,18 @@ from proxyd.ledger.record import AccessRecord
 from proxyd.net.connection import Connection
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.dialer import Dialer
+from proxyd.net.linger import abandon
 from proxyd.net.pool import IdlePool
 from proxyd.net.relay import Limits, Relay
 from proxyd.net.resolver import Resolver
 from proxyd.net.splice import Splicer
 from proxyd.net.tunnel import open_tunnel
 from proxyd.policy.rules import Decision, Policy, Rule, Verdict
-from proxyd.request import Door, Identity, IPAddress, Request
+from proxyd.request import Destination, Door, Identity, IPAddress, Request
 from proxyd.settings import Listener, Settings
 
 log = Logger()
+T = TypeVar("T")
 
 
 class RecordLog(Protocol):
@@ -66,6 +68,11 @@ class Client:
     port: int
     identity: Identity | None = None
 
+    @property
+    def name(self) -> str:
+        """The address as text; empty for a client on a Unix socket."""
+        return "" if self.address is None else str(self.address)
+
 
 class Refused(ProxyError):
     """The policy said no, or asks who it is (``challenge``)."""
@@ -100,7 +107,7 @@ class Flow:
             id=f"{_process}-{next(_numbers):x}",
             listener=client.listener.name,
             protocol=door.value,
-            client=str(client.address) if client.address is not None else "unix",
+            client=client.name,
             client_port=client.port,
             method=method,
             destination=asked,
@@ -161,46 +168,75 @@ class Flow:
 
         Fails with `ProxyError`, `Refused` among them; may be cancelled.
         """
-        self._dialing = Deferred.fromCoroutine(self._connect(timeout))
-        return self._dialing
-
-    async def _connect(self, timeout: float) -> Connection:
-        clock, record, request = self._egress.clock, self.record, self.request
+        request = self.request
         assert request is not None
-        began = clock.seconds()
-        addresses: Sequence[IPAddress]
-        if request.destination.address is not None:
-            addresses = (request.destination.address,)
-        else:
+        began = self._egress.clock.seconds()
+        try:
+            if request.destination.address is not None and self.decision is not None:
+                self._dialing = self._dial({request.destination.address: self.decision}, began, timeout)
+                return self._dialing
             found = self._egress.resolver.resolve(request.destination.host)
             if isinstance(found, Deferred):
-                addresses = await found.addTimeout(timeout, clock, onTimeoutCancel=_dns_timeout)
+                found.addTimeout(timeout, self._egress.clock, onTimeoutCancel=_dns_timeout)
+                found.addBoth(self._looked_up, began)
+                self._dialing = found.addCallback(self._resolved, began, timeout)
             else:
-                addresses = found
-            record.dns = clock.seconds() - began
-        decisions = self._decide_each(request, addresses)
-        resolved = clock.seconds()
-        connection, address = await self._egress.dialer.dial(
-            list(decisions), request.destination.port, Connection, timeout - (resolved - began)
-        )
-        record.connect = clock.seconds() - resolved
-        self.decision = decisions[address]
-        self._dialled(address)
-        return connection
+                self._looked_up(None, began)
+                self._dialing = self._resolved(found, began, timeout)
+        except ProxyError:
+            self._dialing = fail()
+        return self._dialing
 
-    def _decide_each(self, request: Request, addresses: Sequence[IPAddress]) -> dict[IPAddress, Decision]:
+    def _looked_up(self, result: T, began: float) -> T:
+        self.record.dns = self._egress.clock.seconds() - began
+        return result
+
+    def _resolved(self, addresses: Sequence[IPAddress], began: float, timeout: float) -> Deferred[Connection]:
+        """Decide on each address, and dial those that are allowed."""
+        request = self.request
+        assert request is not None
+        if not addresses:
+            raise ProxyError(ErrorType.DNS_ERROR, "the name has no address")
         decisions = {address: self._egress.policy.decide(request, address) for address in addresses}
         allowed = {address: decision for address, decision in decisions.items() if decision.allow}
         if not allowed:
             self.decision = next(iter(decisions.values()))
             raise Refused(self.decision)
-        return allowed
+        return self._dial(allowed, began, timeout)
+
+    def _dial(self, allowed: Mapping[IPAddress, Decision], began: float, timeout: float) -> Deferred[Connection]:
+        assert self.request is not None
+        now = self._egress.clock.seconds()
+        dialing = self._egress.dialer.dial(
+            tuple(allowed), self.request.destination.port, Connection, timeout - (now - began)
+        )
+        return dialing.addCallback(self._reached, allowed, self._egress.policy, now)
+
+    def _reached(
+        self,
+        reached: tuple[Connection, IPAddress],
+        allowed: Mapping[IPAddress, Decision],
+        policy: Policy,
+        began: float,
+    ) -> Connection:
+        connection, address = reached
+        self.record.connect = self._egress.clock.seconds() - began
+        self.decision = allowed[address]
+        if policy is not self._egress.policy and self.request is not None:  # reloaded meanwhile
+            self.decision = self._egress.policy.decide(self.request, address)
+            if not self.decision.allow:
+                abandon(connection)
+                raise Refused(self.decision)
+        self._dialled(address)
+        return connection
 
     def _dialled(self, address: IPAddress) -> None:
         assert self.request is not None
+        destination = self.request.destination
         self.address = address
-        port = self.request.destination.port
-        self.record.address = f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+        if destination.address is None:
+            destination = Destination.of_address(address, destination.port)
+        self.record.address = destination.authority
 
     # -- endings --------------------------------------------------------------------------------------------------------
 
@@ -266,13 +302,12 @@ class Flow:
 
     def abort(self, error: ProxyError) -> None:
         """End the flow from outside: drain, or an operator."""
-        if self._dialing is not None and not self._dialing.called:
-            self._dialing.cancel()
         if self.relay is not None and self.relay.running:
             self.record.detail = error.detail
             self.relay.abort(error.error)
         elif self._kill is not None:
             self._kill(error)
+            self.cancel_dialing()
 
     def cancel_dialing(self) -> None:
         """The client left: stop looking for a way out."""

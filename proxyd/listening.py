@@ -78,7 +78,7 @@ class Listening:
         return _changes(before, {listener.name: listener for listener in config.listeners})
 
     def _kept(self, config: Config) -> dict[str, _Bound]:
-        """The ports that stay, by the name of the listener each is for: its own, or one that takes over its endpoint."""
+        """The ports that stay, by the name of the listener each is for: its own, or one that takes its place."""
         free, kept = dict(self._bound), {}
         for listener in config.listeners:
             if listener.name in free and _endpoint(free[listener.name]) == listener.endpoint:
@@ -122,20 +122,21 @@ class Listening:
             raise ListenError(
                 f'listener "{listener.name}": cannot listen on {listener.endpoint}: {_first_line(reason)}'
             ) from error
-        entrance.use_streams(port)
+        entrance.accept_streams(port)
         return _Bound(port, entrance)
 
     def _place(self, listener: Listener) -> IStreamServerEndpoint:
-        inherited = self._inherited.pop(listener.name, None)
-        if inherited is not None:
-            with socket.socket(fileno=os.dup(inherited)) as bound:
-                return AdoptedStreamServerEndpoint(self._reactor, inherited, bound.family)
+        if listener.name in self._inherited:
+            bound = socket.socket(fileno=self._inherited[listener.name])
+            self._inherited.pop(listener.name)
+            return AdoptedStreamServerEndpoint(self._reactor, bound.detach(), bound.family)
         try:
             return serverFromString(self._reactor, listener.endpoint)  # type: ignore[no-any-return]
         except (LookupError, TypeError):
             raise ValueError("systemd has passed no such socket") from None
 
     def _shut(self, bound: _Bound) -> None:
+        bound.entrance.stop_accepting()
         closing = maybeDeferred(bound.port.stopListening)
         self._closing.add(closing)
         closing.addBoth(lambda _: self._closing.discard(closing))

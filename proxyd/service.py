@@ -187,14 +187,13 @@ class Proxy(Service):
             raise RuntimeError("the proxy is not listening")
         furnishing = equipment.prepare(config)
         try:
+            gone = tuple(flow for flow in self.flows if not flow.still_allowed(furnishing.policy))
             changes = listening.change(config)
         except BaseException:
             equipment.drop(furnishing)
             raise
         equipment.adopt(furnishing)
         self._config = config
-        policy = equipment.egress.policy
-        gone = tuple(flow for flow in self.flows if not flow.still_allowed(policy))
         self.log.info(
             "reloaded: listeners added {added}, removed {removed}, changed {changed}; "
             "{gone} live flows no longer allowed",

@@ -38,6 +38,9 @@ def users(*names: str) -> dict[str, Any]:
     return {"users": frozenset(names)}
 
 
+EVERY_PORT = (range(1, 65536),)
+
+
 def request(
     host: str = "www.example.com",
     port: int = 443,
@@ -81,6 +84,11 @@ CASES: dict[str, tuple[Sequence[Rule], Request, IPAddress | None, Verdict]] = {
     "the first rule decides, denying": ([deny(".com"), rule("www.example.com")], request(), None, DENY),
     "a rule for another name is passed over": ([deny("example.net"), rule("*")], request(), None, ALLOW),
     # conditions
+    "an allow rule without ports is about 443": ([rule("*")], request(), None, ALLOW),
+    "an allow rule without ports is about 80": ([rule("*")], request(port=80), None, ALLOW),
+    "an allow rule without ports is about no other port": ([rule("*")], request(port=22), None, DENY),
+    "a deny rule without ports is about every port": (
+        [deny("*"), rule("*", ports=(range(1, 65536),))], request(port=22), None, DENY),
     "a listed port matches": ([rule("*", ports=(range(443, 444),))], request(), None, ALLOW),
     "a port in one of several ranges matches": (
         [rule("*", ports=(range(80, 81), range(400, 500)))], request(), None, ALLOW),
@@ -208,12 +216,12 @@ CASES: dict[str, tuple[Sequence[Rule], Request, IPAddress | None, Verdict]] = {
         [rule(".example.com", special_addresses=True)], request(), PRIVATE, ALLOW),
     "a denying rule with special addresses denies": ([deny("*", special_addresses=True)], request(), PRIVATE, DENY),
     "a mapped loopback address is denied": ([rule("*")], request("[::ffff:127.0.0.1]"), None, DENY),
-    "the proxy's own address is denied": ([rule("*")], request("8.8.4.4", port=8080), None, DENY),
-    "the proxy's own address is denied when a name leads there": ([rule("*")], request(port=8080), OWN, DENY),
+    "the proxy's own address is denied": ([rule("*", ports=EVERY_PORT)], request("8.8.4.4", port=8080), None, DENY),
+    "the proxy's own address is denied when a name leads there": ([rule("*", ports=EVERY_PORT)], request(port=8080), OWN, DENY),
     "the proxy's own address in mapped form is denied": (
-        [rule("*")], request(port=8080), IPv6Address("::ffff:8.8.4.4"), DENY),
+        [rule("*", ports=EVERY_PORT)], request(port=8080), IPv6Address("::ffff:8.8.4.4"), DENY),
     "the proxy's own address is allowed where the rule says so": (
-        [rule("*", special_addresses=True)], request("8.8.4.4", port=8080), None, ALLOW),
+        [rule("*", ports=EVERY_PORT, special_addresses=True)], request("8.8.4.4", port=8080), None, ALLOW),
     "another port at the proxy's own address is allowed": ([rule("*")], request("8.8.4.4"), None, ALLOW),
 }  # fmt: skip
 
@@ -266,13 +274,13 @@ class DecideTests(SynchronousTestCase):
 
     def test_own_address(self) -> None:
         """The proxy's own address and port is destination_ip_prohibited."""
-        decision = policy(rule("*")).decide(request("8.8.4.4", port=8080))
+        decision = policy(rule("*", ports=EVERY_PORT)).decide(request("8.8.4.4", port=8080))
         self.assertEqual(decision.reason, "8.8.4.4 is the proxy's own address")
         self.assertIs(decision.error, ErrorType.DESTINATION_IP_PROHIBITED)
 
     def test_no_own_address(self) -> None:
         """Without being told, a policy takes no address for the proxy's own."""
-        self.assertIs(Policy([rule("*")], {}).decide(request("8.8.4.4", port=8080)).verdict, Verdict.ALLOW)
+        self.assertIs(Policy([rule("*", ports=EVERY_PORT)], {}).decide(request("8.8.4.4", port=8080)).verdict, Verdict.ALLOW)
 
     def test_challenged(self) -> None:
         """A challenge names the rule that needs a user, and is no error."""
@@ -436,12 +444,19 @@ def lists_address(rule: Rule, address: IPAddress) -> bool:
 def is_about(rule: Rule, asked: Request) -> bool:
     """Whether all conditions match but those on the destination's host and on the user."""
     return (
-        (not rule.ports or any(asked.destination.port in ports for ports in rule.ports))
+        listed_port(rule, asked.destination.port)
         and (not rule.listeners or asked.listener in rule.listeners)
         and (not rule.doors or asked.door in rule.doors)
         and (not rule.methods or asked.method in rule.methods)
         and (not rule.clients or any(asked.client is not None and asked.client in each for each in rule.clients))
     )
+
+
+def listed_port(rule: Rule, port: int) -> bool:
+    """Whether a rule's condition on the port matches; an allow rule without one means 80 and 443."""
+    if not rule.ports:
+        return port in (80, 443) or not rule.allow
+    return any(port in ports for ports in rule.ports)
 
 
 def needs_user(rule: Rule) -> bool:

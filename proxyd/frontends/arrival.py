@@ -12,17 +12,28 @@ from proxyd.frontends.answers import TLS_REFUSED
 from proxyd.frontends.http import HttpDoor
 from proxyd.frontends.socks5 import Socks5Door
 from proxyd.net.connection import Connection
-from proxyd.net.linger import Linger
+from proxyd.net.linger import Closing, Linger, abandon
 from proxyd.net.tls import TLSContext, TLSLayer
 from proxyd.request import Door, Identity
 from proxyd.wire.first_byte import Speaks, speaks
 from proxyd.wire.proxy_protocol import parse_proxy_header
 
 
+def arrive(connection: Connection, client: Client, egress: Egress, tls: TLSContext | None) -> None:
+    """Give a new connection its first receiver: its door, unless something has to come before."""
+    listener = client.listener
+    if listener.detect or listener.tls_first or listener.proxy_protocol:
+        Arrival(connection, client, egress, tls)
+    elif Door.SOCKS5 in listener.doors:
+        connection.receiver = Socks5Door(connection, client, egress, egress.clock.seconds())
+    else:
+        connection.receiver = HttpDoor(connection, client, egress, egress.clock.seconds())
+
+
 class Arrival:
     """Has a client's connection until it is clear what it speaks; what must come first is configured per listener."""
 
-    __slots__ = ("_client", "_connection", "_deadline", "_egress", "_proxied", "_secure", "_tls", "_unread")
+    __slots__ = ("_began", "_client", "_connection", "_deadline", "_egress", "_proxied", "_secure", "_tls", "_unread")
 
     def __init__(self, connection: Connection, client: Client, egress: Egress, tls: TLSContext | None) -> None:
         self._connection = connection
@@ -32,6 +43,7 @@ class Arrival:
         self._secure = False
         self._proxied = client.listener.proxy_protocol
         self._unread = b""
+        self._began = egress.clock.seconds()
         self._deadline = egress.deadlines.after(egress.settings.handshake_timeout, self._overdue)
         connection.receiver = self
         self._go_on()
@@ -89,15 +101,15 @@ class Arrival:
 
     def _open(self, spoken: Speaks) -> None:
         """Give the connection to its door, with what it has sent so far."""
-        self._deadline.cancel()
         connection = self._connection
         if spoken is Speaks.SOCKS5:
-            connection.receiver = Socks5Door(connection, self._client, self._egress)
+            connection.receiver = Socks5Door(connection, self._client, self._egress, self._began)
         elif spoken is Speaks.HTTP or not self._client.listener.detect:
-            connection.receiver = HttpDoor(connection, self._client, self._egress)
+            connection.receiver = HttpDoor(connection, self._client, self._egress, self._began)
         else:
             self._refuse(ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the first byte is neither TLS, SOCKS5 nor HTTP"))
             return
+        self._deadline.cancel()
         if self._unread:
             connection.receiver.received(self._unread)
 
@@ -109,7 +121,7 @@ class Arrival:
     def read_closed(self) -> None:
         """A client that came and went."""
         self._deadline.cancel()
-        self._connection.transport.loseConnection()
+        Closing(self._connection, self._egress.deadlines)
 
     def lost(self, reason: Failure) -> None:
         """The client is gone, and has asked for nothing: no record."""
@@ -120,8 +132,8 @@ class Arrival:
 
     def _refuse(self, error: ProxyError, answer: bytes = b"") -> None:
         self._deadline.cancel()
-        door = next(iter(sorted(self._client.listener.doors, key=lambda door: door.value)))
-        flow = Flow(self._egress, self._client, door, "-", "-")
+        flow = Flow(self._egress, self._client, Door.FORWARD, "", "")
+        flow.record.protocol = ""  # nobody got so far as to know
         flow.record.bytes_from_client = len(self._unread)
         flow.fail(error)
         if answer:
@@ -130,4 +142,4 @@ class Arrival:
 
     def _overdue(self) -> None:
         """Silence is no request, and gets no record."""
-        self._connection.transport.abortConnection()
+        abandon(self._connection)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from proxyd.errors import ErrorType, ProxyError
+from proxyd.errors import ProxyError
 from proxyd.frontends.answers import TUNNEL_OPEN
+from proxyd.frontends.heads import check_loop
 from proxyd.frontends.turn import Turn
 from proxyd.net.connection import Connection
+from proxyd.net.linger import abandon
 from proxyd.request import Destination, Door
 from proxyd.wire.body import Body
-from proxyd.wire.framing import Framing
+from proxyd.wire.framing import request_body
 
 
 class ConnectTurn(Turn):
     """One CONNECT request; what follows it belongs to the tunnel."""
 
-    door_kind = Door.CONNECT
+    __slots__ = ()
+
+    kind = Door.CONNECT
 
     def read_request(self) -> Destination:
-        """The authority to connect to. A body has no meaning here, so only an empty one is understood."""
-        if b"transfer-encoding" in self.head.names or any(value != b"0" for value in self.head.get(b"content-length")):
-            raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "a CONNECT request has no body")
+        """The authority to connect to."""
         destination = Destination.parse_authority(self.head.target.decode("ascii"))
-        self.body = Body(Framing.NONE)
+        self.flow.record.destination = destination.authority
+        self.body = Body(*request_body(self.head))
+        check_loop(self.head, self.egress.via)
         return destination
 
     def admitted(self) -> None:
@@ -30,7 +34,7 @@ class ConnectTurn(Turn):
 
     def _connected(self, upstream: Connection) -> None:
         if self.over:
-            upstream.transport.abortConnection()
+            abandon(upstream)
             return
         self.over = True
         self.flow.record.status = 200
@@ -38,3 +42,8 @@ class ConnectTurn(Turn):
         client = self.door.leave()
         client.transport.write(TUNNEL_OPEN)
         self.flow.tunnel(client, upstream, self.held)
+
+    def refuse(self, error: ProxyError) -> None:
+        """Answer with an error of the table; what was meant for the tunnel must not be read as the next request."""
+        self.lasting = self.lasting and not self.held
+        super().refuse(error)

@@ -2,73 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from twisted.python.failure import Failure
+import math
+from typing import TYPE_CHECKING
 
 from proxyd.errors import ErrorType, ProxyError
-from proxyd.frontends.answers import CONTINUE, simple_answer
-from proxyd.frontends.heads import Target, check_loop, max_forwards, parse_target, traced, upstream_head, wanted_upgrade
+from proxyd.frontends.answers import last_hop_answer
+from proxyd.frontends.heads import Target, check_loop, max_forwards, parse_target, upstream_head, wanted_upgrade
 from proxyd.frontends.response import Response
 from proxyd.frontends.turn import Turn
+from proxyd.frontends.upload import Upload
 from proxyd.net.connection import Connection
-from proxyd.net.idle import IdleWatch
-from proxyd.net.splice import Transfer
-from proxyd.net.throttle import Throttle
+from proxyd.net.linger import ORIGIN_FLUSH, Closing, abandon
 from proxyd.request import Destination, Door
 from proxyd.wire.body import Body
 from proxyd.wire.framing import Framing, encode_chunk, encode_last_chunk, request_body
-from proxyd.wire.http1 import RequestHead
+from proxyd.wire.http1 import HTTP_1_1, RequestHead
 
 if TYPE_CHECKING:
     from proxyd.frontends.http import HttpDoor
 
-SPLICE_FROM = 32 * 1024
-"""Bytes still to come of a body from which the kernel moves them; fewer are cheaper to copy than to hand over."""
-
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """Methods that may be sent again when a reused connection turns out to be dead (RFC 9110 §9.2.2)."""
+
+_ENDED_BY_ORIGIN = frozenset({ErrorType.CONNECTION_TERMINATED, ErrorType.HTTP_RESPONSE_INCOMPLETE})
 
 
 class Exchange(Turn):
     """One forward request: its way to the origin; the way back is its `Response`'s."""
 
-    door_kind = Door.FORWARD
+    __slots__ = ("_hops", "_upload", "expects", "response", "said_continue", "target", "upgrade", "upstream")
+
+    kind = Door.FORWARD
     target: Target
     body: Body
+    upgrade: bytes | None
+    expects: bool
 
     def __init__(self, door: HttpDoor, head: RequestHead) -> None:
         super().__init__(door, head)
         self.upstream: Connection | None = None
         self.response: Response | None = None
-        self.upgrade: bytes | None = None
-        self._expects = False
-        self._continue_timer: Any = None
-        self._hops: int | None = None
-        self._transfer: Transfer | None = None
-        self._repeatable = False  # while nothing but a head was sent, on a connection that may have been dead
         self.said_continue = False
-        self._idle: IdleWatch | None = None
-        self._upload_broken = False
+        self._upload: Upload | None = None
 
-    # -- the request ----------------------------------------------------------------------------------------------------
+    # -- the request --------------------------------------------------------------------------------------------------
 
     def read_request(self) -> Destination:
-        """Check framing, target, hops and loops."""
+        """Check target, framing, hops and loops."""
         head = self.head
-        framing, length = request_body(head)
-        self.body = Body(framing, length)
         self.target = parse_target(head)
+        self.flow.record.destination = self.target.destination.authority
+        self.body = Body(*request_body(head))
+        if head.method == b"TRACE" and not self.body.done:
+            raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "a TRACE request has no content")  # RFC 9110 §9.3.8
+        self.expects = self._expectation()
         check_loop(head, self.egress.via)
         self._hops = max_forwards(head)
-        self.upgrade = wanted_upgrade(head)
-        expectations = head.tokens(b"expect")
-        if expectations and head.version == (1, 1):
-            if expectations != [b"100-continue"]:
-                raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the only expectation known is 100-continue", status=417)
-            self._expects = not self.body.done
+        self.upgrade = wanted_upgrade(head, self.options)
         return self.target.destination
+
+    def _expectation(self) -> bool:
+        """Whether the client waits for a 100; what HTTP/1.0 expects is not heard (RFC 9110 §10.1.1)."""
+        expectations = self.head.tokens(b"expect")
+        if not expectations or self.head.version != HTTP_1_1:
+            return False
+        if expectations != [b"100-continue"]:
+            raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the only expectation known is 100-continue", status=417)
+        return not self.body.done
 
     def admitted(self) -> None:
         """Answer what is meant for us; else find the way to the origin."""
@@ -77,35 +77,30 @@ class Exchange(Turn):
             return
         upstream = self.flow.reuse()
         if upstream is not None:
-            self._begin(upstream, reused=True)
+            self._begin(upstream)
         else:
             self._dial()
+
+    def _answer_last_hop(self) -> None:
+        """RFC 9110 §7.6.2: with Max-Forwards 0 we are the final recipient."""
+        self.over = True
+        close = not self.door.may_persist(self)
+        self.door.connection.transport.write(last_hop_answer(self.egress.clock.seconds(), self.head, close=close))
+        self.flow.record.status = 200
+        self.flow.end(closed_by="proxy" if close else None)
+        self.door.keep(self.held)
+        self.door.answered(self, close=close)
 
     def _dial(self) -> None:
         self.flow.connect(self.egress.settings.connect_timeout).addCallback(self._connected).addErrback(self.failed)
 
     def _connected(self, upstream: Connection) -> None:
         if self.over:
-            upstream.transport.abortConnection()
+            abandon(upstream)
         else:
-            self._begin(upstream, reused=False)
+            self._begin(upstream)
 
-    def _answer_last_hop(self) -> None:
-        """RFC 9110 §7.6.2: with Max-Forwards 0 we are the final recipient."""
-        if self.head.method == b"TRACE":
-            body, fields = traced(self.head), [(b"Content-Type", b"message/http")]
-        else:
-            body, fields = b"", [(b"Allow", b"GET, HEAD, POST, PUT, DELETE, OPTIONS, TRACE, PATCH, CONNECT")]
-        self.over = True
-        self.flow.record.status = 200
-        self.door.connection.transport.write(
-            simple_answer(self.egress.clock.seconds(), 200, body, fields, close=not self.door.may_persist(self))
-        )
-        self.flow.end(closed_by="proxy")
-        self.door.answered(self)
-
-    def _begin(self, upstream: Connection, *, reused: bool) -> None:
-        self.upstream = upstream
+    def _begin(self, upstream: Connection) -> None:
         rule = self.flow.rule
         request = upstream_head(
             self.head,
@@ -115,41 +110,39 @@ class Exchange(Turn):
             via=self.egress.via,
             preserve_host=rule is not None and rule.preserve_host,
             upgrade=self.upgrade,
-            expects=self._expects,
+            expects=self.expects,
             hops=self._hops,
         )
+        self.upstream = upstream
         self.response = upstream.receiver = Response(self, upstream)
         held, self.held = self.held, b""
         try:
             content = self._encode(held)
         except ProxyError as error:
-            self.fail_upstream(error)
+            self.refuse(error)
             return
-        self._repeatable = reused and not held and (self._expects or (self.body.done and self.head.method in IDEMPOTENT))
+        if self.door.half_closed and not self.body.done:
+            self.client_closed()
+            return
         upstream.transport.write(request + content)
         upstream.transport.resumeProducing()
-        self._idle = IdleWatch(
-            self.egress.clock, self.egress.deadlines, self.egress.settings.response_timeout, self._moved, self._overdue
-        )
         if not self.body.done:
-            upstream.transport.registerProducer(Throttle(self.door.connection.transport), True)
-            self.door.connection.transport.resumeProducing()
-            if self._expects and not held:
-                self._continue_timer = self.egress.clock.callLater(self.egress.settings.continue_wait, self._say_continue)
-            self._splice_body()
+            self._upload = Upload(self, self.body, upstream)
+            self._upload.start(awaited=self.expects and not held and not self.said_continue)
 
     def _encode(self, data: bytes) -> bytes:
         """Body bytes as they go to the origin; what is behind the body goes back to the door."""
         if not data or self.body.done:
             self.door.keep(data)
             return b""
+        self.flow.record.bytes_from_client += len(data)
         pieces, surplus = self.body.feed(data)
-        self.flow.record.bytes_from_client += len(data) - len(surplus)
         if surplus:
+            self.flow.record.bytes_from_client -= len(surplus)
             self.door.keep(surplus)
         if self.body.framing is not Framing.CHUNKED:
-            return pieces[0] if pieces else b""
-        encoded = encode_chunk(pieces) if pieces else b""
+            return pieces[0]
+        encoded = encode_chunk(pieces)
         return encoded + encode_last_chunk(self.body.trailers) if self.body.done else encoded
 
     def client_sent(self, data: bytes) -> None:
@@ -157,92 +150,36 @@ class Exchange(Turn):
         if self.upstream is None:
             self.hold(data)
             return
-        self._cancel_continue()
-        self._repeatable = False
         try:
             content = self._encode(data)
         except ProxyError as error:
-            self.fail_upstream(error)
+            self.refuse(error)
             return
-        if content and not self._upload_broken:
-            self.upstream.transport.write(content)
-        if self.body.done:
-            self._body_sent()
-        else:
-            self._splice_body()
+        if self._upload is not None:
+            self._upload.send(content)
+            if self.body.done:
+                self.uploaded()
 
-    def _splice_body(self) -> None:
-        """Let the kernel move the rest of a long body, where it can."""
-        client, upstream = self.door.connection.transport, self.upstream
-        assert upstream is not None
-        splicer = self.egress.splicer
-        if splicer is None or self.body.left < SPLICE_FROM or self._upload_broken:
-            return
-        if Transfer.possible(client, upstream.transport):
-            self._transfer = Transfer(
-                splicer,
-                client,
-                upstream.transport,
-                _Upload(self),
-                chunk=self.egress.settings.buffer_size,
-                length=self.body.left,
-            )
-            self._transfer.start()
+    def uploaded(self) -> None:
+        """The body is complete."""
+        if self._upload is not None:
+            upload, self._upload = self._upload, None
+            upload.stop()
 
-    def uploaded(self, transfer: Transfer) -> None:
-        """The kernel has moved the rest of the body, or the client ended in the middle of it."""
-        self._account(transfer)
-        if self.body.done:
-            self.door.connection.transport.resumeProducing()
-            self._body_sent()
-        else:
-            self.client_closed()
-
-    def upload_broke(self, transfer: Transfer, at_client: bool) -> None:
-        """One side was reset while the kernel moved the body."""
-        self._account(transfer)
-        if at_client:
-            self.door.connection.transport.abortConnection()
-        else:
-            self._upload_broken = True  # what the origin said before is still to be read
-            self.door.connection.transport.resumeProducing()
-
-    def _account(self, transfer: Transfer) -> None:
-        self._transfer = None
-        self.flow.record.bytes_from_client += transfer.moved
-        self.body.skip(transfer.moved)
-
-    def _body_sent(self) -> None:
-        assert self.upstream is not None
-        self.upstream.transport.unregisterProducer()
-
-    # -- 100-continue -----------------------------------------------------------------------------------------------------
-
-    def _say_continue(self) -> None:
-        """The origin is silent or far: the client shall not wait for it."""
-        self._continue_timer = None
-        self.said_continue = True
-        self._repeatable = False
-        self.door.connection.transport.write(CONTINUE)
-
-    def _cancel_continue(self) -> None:
-        if self._continue_timer is not None:
-            self._continue_timer.cancel()
-            self._continue_timer = None
-
-    # -- the response -----------------------------------------------------------------------------------------------------
+    # -- the response -------------------------------------------------------------------------------------------------
 
     def answer_began(self) -> None:
-        """The origin's first bytes came."""
-        self._cancel_continue()
-        self._repeatable = False
+        """The origin has spoken."""
+        if self._upload is not None:
+            self._upload.settled()
         self.flow.began_answer()
 
     def retry(self) -> bool:
-        """Send the request again if its reused connection turns out to have been dead; whether that was possible."""
-        if not self._repeatable or self.over:
+        """Send the request again where its reused connection was dead: if that is safe, and only its head was lost."""
+        safe = self.expects or self.head.method in IDEMPOTENT
+        if self.over or not self.flow.record.reused or not safe or self.moved() > self.head.size:
             return False
-        self._release()
+        self._drop_upstream()
         self.upstream = self.response = None
         self.flow.record.reused = False
         self._dial()
@@ -254,13 +191,14 @@ class Exchange(Turn):
         assert response is not None and upstream is not None
         self.over = True
         self._release()
-        if self.body.done and response.reusable and self.flow.address is not None:
+        if not self.body.done:
+            abandon(upstream)
+        elif response.reusable and self.flow.address is not None:
             self.egress.pool.give(self.target.destination, upstream, self.flow.address)
         else:
-            response.discard()
-            upstream.transport.loseConnection()
+            Closing(upstream, self.egress.deadlines, ORIGIN_FLUSH)
         self.flow.end(closed_by="proxy" if response.close else None)
-        self.door.answered(self)
+        self.door.answered(self, close=response.close)
 
     def switch(self, early: bytes) -> None:
         """The origin agreed to another protocol: the rest is a tunnel."""
@@ -268,66 +206,45 @@ class Exchange(Turn):
         self.over = True
         self._release()
         client = self.door.leave()
-        upstream = self.upstream
         if early:
             client.transport.write(early)
             self.flow.record.bytes_to_client += len(early)
-        self.flow.tunnel(client, upstream, self.door.unread())
+        self.flow.tunnel(client, self.upstream, self.door.unread())
 
-    def fail_upstream(self, error: ProxyError) -> None:
-        """The exchange cannot be completed: say so if no answer has begun, else cut."""
+    def refuse(self, error: ProxyError) -> None:
+        """The exchange cannot be completed: say so if no answer has begun, else cut it off."""
         if self.over:
             return
-        began = self.response is not None and self.response.answered
         self._drop_upstream()
-        if not began:
-            self.refuse(error)
+        if self.response is None or not self.response.answered:
+            super().refuse(error)
             return
         self.over = True
-        closed_by = "origin" if error.error in _ORIGINS_FAULT else "proxy"
-        self.flow.fail(error, closed_by=closed_by)
+        self.flow.fail(error, closed_by="origin" if error.error in _ENDED_BY_ORIGIN else "proxy")
         self.door.cut()
 
     def _drop_upstream(self) -> None:
         self._release()
         if self.upstream is not None:
-            assert self.response is not None
-            self.response.discard()
-            self.upstream.transport.abortConnection()
-
-    def refuse(self, error: ProxyError) -> None:
-        """Answer with an error of the table, and be done."""
-        if self.upstream is not None and not self.over:
-            if self.response is not None and self.response.answered:
-                self.fail_upstream(error)
-                return
-            self._drop_upstream()
-        super().refuse(error)
+            abandon(self.upstream)
 
     def _release(self) -> None:
         """Let go of timers, transfers and producers."""
-        self._cancel_continue()
-        if self._idle is not None:
-            self._idle.stop()
-            self._idle = None
-        if self._transfer is not None:
-            self._transfer.stop()
-            self._account(self._transfer)
+        self.uploaded()
         if self.response is not None:
             self.response.release()
-        if self.upstream is not None:
-            self.upstream.transport.unregisterProducer()
-            self.door.connection.transport.unregisterProducer()
 
-    # -- the client -------------------------------------------------------------------------------------------------------
+    # -- the client ---------------------------------------------------------------------------------------------------
 
     def client_closed(self) -> None:
-        """The client will send no more: in the middle of a body that ends the exchange."""
-        if not self.over and not self.body.done:
-            self._drop_upstream()
-            self.over = True
-            self.flow.end(ErrorType.CLIENT_DISCONNECTED, closed_by="client")
-            self.door.cut()
+        """The client will send no more: in the middle of a body, that ends an exchange which is not answered yet."""
+        if self.over or self.body.done or self.upstream is None:
+            return
+        if self.response is not None and self.response.answered:
+            self.uploaded()
+            return
+        self.client_lost()
+        self.door.cut()
 
     def client_lost(self) -> None:
         """The client is gone."""
@@ -335,50 +252,39 @@ class Exchange(Turn):
             self._drop_upstream()
         super().client_lost()
 
-    # -- time ---------------------------------------------------------------------------------------------------------------
+    def client_full(self) -> None:
+        """The response waits for the client to read what it has got."""
+        if self.upstream is not None:
+            self.upstream.transport.pauseProducing()
 
-    def _moved(self) -> int:
+    def client_drained(self) -> None:
+        """The response may go on."""
+        if self.upstream is not None:
+            self.upstream.transport.resumeProducing()
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def moved(self) -> int:
+        """The bytes of request and response so far."""
         record = self.flow.record
         moved = record.bytes_from_client + record.bytes_to_client
-        if self._transfer is not None:
-            moved += self._transfer.moved
-        if self.response is not None and self.response.transfer is not None:
-            moved += self.response.transfer.moved
+        if self._upload is not None:
+            moved += self._upload.moving
+        if self.response is not None:
+            moved += self.response.moving
         return moved
 
-    def _overdue(self) -> None:
-        if not self.body.done and not (self.response is not None and self.response.answered):
-            detail = "the request's body did not come in time"
-            self.fail_upstream(ProxyError(ErrorType.HTTP_REQUEST_ERROR, detail, status=408))
+    def patience(self) -> float:
+        """An origin that has the whole request gets the response timeout, a body that moves the idle timeout."""
+        response, settings = self.response, self.egress.settings
+        if response is None:
+            return math.inf
+        return settings.response_timeout if self._upload is None and not response.answered else settings.idle_timeout
+
+    def overdue(self) -> None:
+        """Nothing has moved for too long."""
+        assert self.response is not None
+        if self._upload is None or self.response.answered:
+            self.refuse(self.response.lateness())
         else:
-            self.fail_upstream(ProxyError(ErrorType.CONNECTION_READ_TIMEOUT, "the origin did not answer in time"))
-
-
-_ORIGINS_FAULT = frozenset(
-    {
-        ErrorType.CONNECTION_TERMINATED,
-        ErrorType.HTTP_RESPONSE_INCOMPLETE,
-        ErrorType.HTTP_PROTOCOL_ERROR,
-        ErrorType.CONNECTION_READ_TIMEOUT,
-    }
-)
-
-
-class _Upload:
-    """Owns the transfer of a request body."""
-
-    __slots__ = ("_exchange",)
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-
-    def began(self, transfer: Transfer) -> None:
-        """Nothing depends on it."""
-
-    def finished(self, transfer: Transfer) -> None:
-        """All of it, or the client's FIN."""
-        self._exchange.uploaded(transfer)
-
-    def broke(self, transfer: Transfer, at_source: bool) -> None:
-        """A reset on one side."""
-        self._exchange.upload_broke(transfer, at_source)
+            self.refuse(self._upload.lateness())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -9,14 +10,30 @@ from proxyd.errors import ErrorType, ProxyError
 from proxyd.request import Destination
 from proxyd.wire.date import http_date
 from proxyd.wire.framing import Framing
-from proxyd.wire.http1 import Field, RequestHead, ResponseHead, encode_request_head, encode_response_head, end_to_end_fields
+from proxyd.wire.http1 import (
+    HTTP_1_0,
+    HTTP_1_1,
+    Field,
+    RequestHead,
+    ResponseHead,
+    Version,
+    encode_request_head,
+    encode_response_head,
+    end_to_end_fields,
+)
 
 _ABSOLUTE_FORM = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?]*)(.*)\Z")
 
-_REQUEST_DROPS = frozenset({b"host", b"content-length", b"max-forwards"})
+# What these say is said anew, as far as it is passed on; HTTP2-Settings belongs to an upgrade that is not.
+_EXPECTING_DROPS = frozenset({b"host", b"content-length", b"max-forwards", b"http2-settings"})
+_REQUEST_DROPS = _EXPECTING_DROPS | {b"expect"}
 _RESPONSE_DROPS = frozenset({b"content-length"})
-_NO_UPGRADES = frozenset({b"h2c", b"http2-settings"})
-"""An upgrade to HTTP/2 would carry requests that nobody decided on."""
+
+_HTTP_ITSELF = (b"h2", b"http/")
+"""How upgrades begin that would carry requests nobody decided on: h2c, HTTP/2.0."""
+
+_OF_CONNECTIONS = (b"ntlm", b"negotiate")
+"""Authentication schemes that prove who a connection belongs to, not a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,7 @@ def parse_target(head: RequestHead) -> Target:
     """
     match = _ABSOLUTE_FORM.match(head.target)
     if match is None:
-        raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "a proxy wants the whole URL: this is a request to an origin server")
+        raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "a proxy wants the whole URL; this is what an origin is asked")
     scheme, authority, path = match.groups()
     if scheme.lower() != b"http":
         raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "only http URLs are forwarded; https goes through CONNECT")
@@ -65,18 +82,31 @@ def check_loop(head: RequestHead, via: str) -> None:
     Raises:
         ProxyError: ``proxy_loop_detected``.
     """
-    ours = via.lower().encode("ascii")
-    for member in head.tokens(b"via"):
-        if member.split()[1:2] == [ours]:
+    if b"via" in head.names:
+        ours = via.lower().encode("ascii")
+        if any(member.split()[1:2] == [ours] for member in head.tokens(b"via")):
             raise ProxyError(ErrorType.PROXY_LOOP_DETECTED, "the request has come back to this proxy")
 
 
-def wanted_upgrade(head: RequestHead) -> bytes | None:
-    """The ``Upgrade`` that the client asks for and that may be passed on."""
-    if head.version == (1, 0) or b"upgrade" not in head.tokens(b"connection"):
+def wanted_upgrade(head: RequestHead, options: list[bytes]) -> bytes | None:
+    """The ``Upgrade`` that the client asks for and that may be passed on; ``options`` are those of ``Connection``."""
+    if b"upgrade" not in options or head.version == HTTP_1_0:
         return None
-    offers = [offer for offer in head.tokens(b"upgrade") if offer not in _NO_UPGRADES]
+    offers = [offer for offer in head.tokens(b"upgrade") if not offer.startswith(_HTTP_ITSELF)]
     return b", ".join(offers) or None
+
+
+def agrees(head: ResponseHead, upgrade: bytes | None) -> bool:
+    """Whether a 101 response switches to what was asked for (RFC 9110 §7.8)."""
+    chosen = head.tokens(b"upgrade")
+    return upgrade is not None and bool(chosen) and set(chosen) <= set(upgrade.split(b", "))
+
+
+def persists(request: RequestHead, response: ResponseHead) -> bool:
+    """Whether the origin's connection may carry another request, perhaps of another client, after these heads."""
+    if response.version != HTTP_1_1 or b"close" in response.tokens(b"connection"):
+        return False
+    return not any(value.lower().startswith(_OF_CONNECTIONS) for value in request.get(b"authorization"))
 
 
 def upstream_head(
@@ -92,14 +122,13 @@ def upstream_head(
     hops: int | None,
 ) -> bytes:
     """The request head for the origin."""
-    drops = _REQUEST_DROPS if expects else _REQUEST_DROPS | {b"expect"}
     fields: list[Field] = [(b"Host", _host(head, target.destination, preserve_host))]
-    fields += end_to_end_fields(head, drops)
+    fields += end_to_end_fields(head, _EXPECTING_DROPS if expects else _REQUEST_DROPS)
     if hops is not None:
         fields.append((b"Max-Forwards", b"%d" % (hops - 1)))
     elif b"max-forwards" in head.names:
         fields += [(b"Max-Forwards", value) for value in head.get(b"max-forwards")]
-    fields.append((b"Via", b"%d.%d %b" % (*head.version, via.encode("ascii"))))
+    fields.append(_via(head.version, via))
     if framing is Framing.LENGTH:
         fields.append((b"Content-Length", b"%d" % length))
     elif framing is Framing.CHUNKED:
@@ -113,7 +142,7 @@ def _host(head: RequestHead, destination: Destination, preserve: bool) -> bytes:
     """The client's own spelling where it means the target, for signatures may cover it; else the target's authority."""
     ours = destination.host_field(80).encode("ascii")
     sent = head.get(b"host")
-    if sent and (preserve or sent[0].lower().removesuffix(b":80") == ours):
+    if sent and sent[0] and (preserve or sent[0].lower().removesuffix(b":80") == ours):
         return sent[0]
     return ours
 
@@ -121,25 +150,26 @@ def _host(head: RequestHead, destination: Destination, preserve: bool) -> bytes:
 def interim_head(head: ResponseHead, via: str) -> bytes:
     """A 1xx response on its way to the client."""
     fields = end_to_end_fields(head, _RESPONSE_DROPS)
-    return encode_response_head(head.status, head.reason, [*fields, _via(head, via)])
+    return encode_response_head(head.status, head.reason, [*fields, _via(head.version, via)])
 
 
 def switching_head(head: ResponseHead, via: str) -> bytes:
     """The 101 response that turns the connection into a tunnel."""
     fields = end_to_end_fields(head, _RESPONSE_DROPS)
     upgrade = [(b"Upgrade", value) for value in head.get(b"upgrade")]
-    return encode_response_head(head.status, head.reason, [*fields, _via(head, via), (b"Connection", b"Upgrade"), *upgrade])
+    fields += [_via(head.version, via), (b"Connection", b"Upgrade"), *upgrade]
+    return encode_response_head(head.status, head.reason, fields)
 
 
-def client_head(head: ResponseHead, framing: Framing, *, via: str, now: float, chunked: bool, close: bool) -> bytes:
-    """The final response head for the client; ``chunked`` says how the body will be sent where its length is unknown."""
+def client_head(head: ResponseHead, *, via: str, now: float, chunked: bool, close: bool) -> bytes:
+    """The final response head for the client; ``chunked`` where the body has no length that could be told."""
     fields = end_to_end_fields(head, _RESPONSE_DROPS)
     if b"date" not in head.names:
         fields.append((b"Date", http_date(now)))
-    fields.append(_via(head, via))
+    fields.append(_via(head.version, via))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
-    else:
+    elif head.status != 204:
         # Of known length, or without a body: then it tells what a GET would have brought (RFC 9110 §8.6).
         fields += [(b"Content-Length", value) for value in head.get(b"content-length")]
     if close:
@@ -147,12 +177,6 @@ def client_head(head: ResponseHead, framing: Framing, *, via: str, now: float, c
     return encode_response_head(head.status, head.reason, fields)
 
 
-def _via(head: ResponseHead, via: str) -> Field:
-    return b"Via", b"%d.%d %b" % (*head.version, via.encode("ascii"))
-
-
-def traced(head: RequestHead) -> bytes:
-    """The body of an answer to TRACE: the request as it came, without what is secret (RFC 9110 §9.3.8)."""
-    secret = (b"authorization", b"proxy-authorization", b"cookie")
-    fields = [field for name, field in zip(head.names, head.fields, strict=True) if name not in secret]
-    return encode_request_head(head.method, head.target, fields)
+@functools.lru_cache(maxsize=16)
+def _via(version: Version, via: str) -> Field:
+    return b"Via", b"%d.%d %b" % (*version, via.encode("ascii"))

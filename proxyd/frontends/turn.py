@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, ClassVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
@@ -14,7 +15,7 @@ from proxyd.flow import Client, Egress, Flow, Refused, as_proxy_error
 from proxyd.policy.rules import Decision, Verdict
 from proxyd.request import Destination, Door, Identity, Request
 from proxyd.wire.body import Body
-from proxyd.wire.http1 import RequestHead
+from proxyd.wire.http1 import HTTP_1_1, RequestHead
 
 if TYPE_CHECKING:
     from proxyd.frontends.http import HttpDoor
@@ -49,16 +50,25 @@ def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | No
 class Turn:
     """One request of an HTTP connection: who asks, whether it may go on, and the refusal if not."""
 
-    door_kind: Door
+    __slots__ = ("body", "door", "egress", "flow", "head", "held", "lasting", "options", "over")
+
+    kind: ClassVar[Door]
 
     def __init__(self, door: HttpDoor, head: RequestHead) -> None:
         self.door = door
         self.egress = door.egress
         self.head = head
         self.over = False
-        self.body: Body | None = None  # None until its framing is known to be sound
+        self.body: Body | None = None  # None until the request is understood
         self.held = b""  # what the client has sent behind the head, while the way out is being found
-        self.flow = Flow(door.egress, door.client, self.door_kind, *_shown(head))
+        self.options = head.tokens(b"connection")
+        # A client of HTTP/1.0 may wait for the end of the connection, whatever it says.
+        self.lasting = (
+            head.version == HTTP_1_1
+            and b"close" not in self.options
+            and b"close" not in head.tokens(b"proxy-connection")
+        )
+        self.flow = Flow(door.egress, door.client, self.kind, head.method.decode("ascii"), "")
         self.flow.on_kill(self.refuse)
         self.flow.record.bytes_from_client = head.size
 
@@ -67,16 +77,13 @@ class Turn:
         try:
             destination = self.read_request()
             identity = identify(self.head, self.door.client, self.egress)
+            if not isinstance(identity, Deferred):
+                self._admit(identity, destination)
+                return
         except ProxyError as error:
             self.refuse(error)
             return
-        if isinstance(identity, Deferred):
-            identity.addCallback(self._identified, destination).addErrback(self.failed)
-        else:
-            try:
-                self._admit(identity, destination)
-            except ProxyError as error:
-                self.refuse(error)
+        identity.addCallback(self._identified, destination).addErrback(self.failed)
 
     def _identified(self, identity: Identity | None, destination: Destination) -> None:
         if not self.over:
@@ -86,12 +93,12 @@ class Turn:
         client = self.door.client
         if identity is None and self.egress.accounts is not None and b"proxy-authorization" in self.head.names:
             raise wrong_credentials()
-        if self.door_kind not in client.listener.doors:
-            raise ProxyError(ErrorType.HTTP_REQUEST_DENIED, f"this port does not accept {self.door_kind.value} requests")
+        if self.kind not in client.listener.doors:
+            raise ProxyError(ErrorType.HTTP_REQUEST_DENIED, f"this port does not accept {self.kind.value} requests")
         self.flow.admit(
             Request(
                 client.listener.name,
-                self.door_kind,
+                self.kind,
                 client.address,
                 client.port,
                 identity,
@@ -102,7 +109,7 @@ class Turn:
         self.admitted()
 
     def read_request(self) -> Destination:
-        """Check what is particular to this kind of request; gives its destination.
+        """Check what is particular to this kind of request; sets ``body`` and the record's destination.
 
         Raises:
             ProxyError: the request cannot be understood, or must not be.
@@ -123,6 +130,7 @@ class Turn:
         if self.over:
             return
         self.over = True
+        self.flow.cancel_dialing()
         challenge = isinstance(error, Refused) and error.challenge
         self.flow.record.status = 407 if challenge else error.status
         if isinstance(error, Refused) and self.flow.decision is None:
@@ -133,6 +141,8 @@ class Turn:
         else:
             self.flow.fail(error)
         self.door.refused(self, error)
+
+    # -- the client ---------------------------------------------------------------------------------------------------
 
     def hold(self, data: bytes) -> None:
         """Keep what the client sends too early, up to the bound; then stop reading it."""
@@ -154,10 +164,22 @@ class Turn:
             self.flow.cancel_dialing()
             self.flow.end(ErrorType.CLIENT_DISCONNECTED, closed_by="client")
 
+    def client_full(self) -> None:
+        """What was written to the client waits for it to read: produce no more."""
 
-def _shown(head: RequestHead) -> tuple[str, str]:
-    """Method and target as the record shows them until they are understood; no path, for it may hold secrets."""
-    target = head.target.split(b"?")[0]
-    _, slashes, rest = target.partition(b"://")
-    authority = rest.split(b"/")[0] if slashes else target.split(b"/")[0]
-    return head.method.decode("ascii"), authority.rpartition(b"@")[2].decode("ascii", "replace")
+    def client_drained(self) -> None:
+        """The client has read what was written to it."""
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def moved(self) -> int:
+        """The bytes that have moved so far, both ways."""
+        return 0
+
+    def patience(self) -> float:
+        """Seconds without a byte moving after which the turn is overdue; checking and dialing end by themselves."""
+        return math.inf
+
+    def overdue(self) -> None:
+        """Nothing has moved for too long."""
+        raise NotImplementedError

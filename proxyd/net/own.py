@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from twisted.internet.interfaces import IReactorTime
 
+from proxyd.errors import ErrorType, ProxyError
 from proxyd.request import IPAddress
 
 REMEMBERED = 30.0
@@ -32,7 +33,10 @@ class OwnAddresses:
     def __call__(self, address: IPAddress, port: int) -> bool:
         """Whether the address is one of this machine's interfaces, whatever the port.
 
-        While the kernel cannot be asked, every address counts as own: running out of descriptors opens nothing.
+        While the kernel cannot be asked, the last answer holds.
+
+        Raises:
+            ProxyError: ``connection_limit_reached``, as descriptors have run out and there is no last answer.
         """
         now = self._clock.seconds()
         known = self._known.get(address)
@@ -41,7 +45,9 @@ class OwnAddresses:
         try:
             own = self._is_local(address)
         except OSError:
-            return True
+            if known is not None:
+                return known[1]
+            raise ProxyError(ErrorType.CONNECTION_LIMIT_REACHED, "no more sockets can be opened") from None
         if len(self._known) >= MOST_REMEMBERED:
             self._known.clear()
         self._known[address] = now + REMEMBERED, own

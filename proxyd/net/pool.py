@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from typing import Any
 
 from twisted.python.failure import Failure
 
 from proxyd.net.connection import Connection
 from proxyd.net.deadlines import Deadline, Deadlines
+from proxyd.net.linger import ORIGIN_FLUSH, Closing
 from proxyd.request import Destination, IPAddress
+
+Key = tuple[str, int]
+"""Host and port, as the client named them."""
 
 
 class IdlePool:
@@ -18,49 +24,74 @@ class IdlePool:
         self._deadlines = deadlines
         self.idle_timeout = idle_timeout
         self.size = size
-        self._idle: dict[tuple[str, int], list[_Idle]] = {}
-        self._count = 0
+        self._idle: dict[_Idle, None] = {}  # the oldest first
+        self._by_key: dict[Key, dict[_Idle, None]] = {}
 
-    def take(self, destination: Destination, admits: Callable[[IPAddress], bool]) -> tuple[Connection, IPAddress] | None:
+    def take(
+        self, destination: Destination, admits: Callable[[IPAddress], bool]
+    ) -> tuple[Connection, IPAddress] | None:
         """A connection to the destination whose address the policy admits for this request, or ``None``."""
-        waiting = self._idle.get((destination.host, destination.port))
-        if waiting is not None:
-            for idle in reversed(waiting):
-                if admits(idle.address):
-                    self._remove(idle)
-                    return idle.connection, idle.address
+        key = (destination.host, destination.port)
+        while (idle := self._newest(key, admits)) is not None:
+            self.forget(idle)
+            if _silent(idle.connection.transport):
+                return idle.connection, idle.address
+            Closing(idle.connection, self._deadlines, ORIGIN_FLUSH)
+        return None
+
+    def _newest(self, key: Key, admits: Callable[[IPAddress], bool]) -> _Idle | None:
+        for idle in reversed(self._by_key.get(key, {})):
+            if admits(idle.address):
+                return idle
         return None
 
     def give(self, destination: Destination, connection: Connection, address: IPAddress) -> None:
-        """Keep a connection whose last response was complete; beyond the pool's size it is closed."""
-        if self._count >= self.size:
-            connection.transport.loseConnection()
+        """Keep a connection whose last response was complete; if there are too many, the oldest goes."""
+        if not self.size:
+            Closing(connection, self._deadlines, ORIGIN_FLUSH)
             return
+        if len(self._idle) >= self.size:
+            next(iter(self._idle)).close()
         key = (destination.host, destination.port)
         idle = _Idle(self, key, connection, address)
         idle.deadline = self._deadlines.after(self.idle_timeout, idle.close)
         connection.receiver = idle
-        self._idle.setdefault(key, []).append(idle)
-        self._count += 1
+        self._idle[idle] = None
+        self._by_key.setdefault(key, {})[idle] = None
+        connection.transport.resumeProducing()  # to hear if the origin closes it
 
-    def _remove(self, idle: _Idle) -> None:
-        idle.deadline.cancel()
-        waiting = self._idle[idle.key]
-        waiting.remove(idle)
-        if not waiting:
-            del self._idle[idle.key]
-        self._count -= 1
+    def forget(self, idle: _Idle) -> None:
+        """A connection is in use again, or no longer good; known to the pool or not any more."""
+        if self._idle.pop(idle, idle) is None:
+            idle.deadline.cancel()
+            waiting = self._by_key[idle.key]
+            del waiting[idle]
+            if not waiting:
+                del self._by_key[idle.key]
 
-    def drop(self, idle: _Idle) -> None:
-        """Forget a connection that is no longer good."""
-        if idle in self._idle.get(idle.key, ()):
-            self._remove(idle)
+    def discard(self, idle: _Idle) -> None:
+        """Close a connection of which nothing is expected any more."""
+        self.forget(idle)
+        Closing(idle.connection, self._deadlines, ORIGIN_FLUSH)
 
     def close(self) -> None:
         """Close them all."""
-        for waiting in list(self._idle.values()):
-            for idle in list(waiting):
-                idle.close()
+        for idle in list(self._idle):
+            idle.close()
+
+
+def _silent(transport: Any) -> bool:
+    """Whether the origin has said nothing, not even that it closes: what waits in the kernel was not reported yet."""
+    sock = getattr(transport, "socket", None)
+    if sock is None:
+        return True
+    try:
+        sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class _Idle:
@@ -70,7 +101,7 @@ class _Idle:
 
     deadline: Deadline
 
-    def __init__(self, pool: IdlePool, key: tuple[str, int], connection: Connection, address: IPAddress) -> None:
+    def __init__(self, pool: IdlePool, key: Key, connection: Connection, address: IPAddress) -> None:
         self._pool = pool
         self.key = key
         self.connection = connection
@@ -78,8 +109,7 @@ class _Idle:
 
     def close(self) -> None:
         """Unused for too long, or useless."""
-        self._pool.drop(self)
-        self.connection.transport.loseConnection()
+        self._pool.discard(self)
 
     def received(self, data: bytes) -> None:
         """An answer to nothing: the connection is out of step."""
@@ -90,5 +120,5 @@ class _Idle:
         self.close()
 
     def lost(self, reason: Failure) -> None:
-        """It broke, or is closed as told."""
-        self._pool.drop(self)
+        """It broke."""
+        self._pool.forget(self)

@@ -25,6 +25,10 @@ _GONE = _ERROR | (select.EPOLLHUP if hasattr(select, "EPOLLHUP") else 0)
 Ready = Callable[[], object]
 
 
+def _no_more(failure: Failure | None) -> None:
+    """What a closed watch calls: it keeps no transport alive."""
+
+
 class Watch:
     """One socket's place in the set: what to call when it can be read, be written, or broke.
 
@@ -51,6 +55,7 @@ class Watch:
     def close(self) -> None:
         """Leave the set; to be called before the socket is closed."""
         self.read = self.write = None
+        self.broken = _no_more
         self._readiness.remove(self)
 
 
@@ -82,7 +87,7 @@ class Readiness:
 
     def remove(self, watch: Watch) -> None:
         """Take the watch out of the set, if it is in it."""
-        if watch.mask >= 0:
+        if watch.mask >= 0 and not self._epoll.closed:
             watch.mask = -1
             self._epoll.unregister(watch.fd)
         if self._watches.get(watch.fd) is watch:
@@ -142,7 +147,9 @@ class Readiness:
         """The reactor lets go of us; see `stop`."""
 
     def stop(self) -> None:
-        """Leave the reactor and close the set; the sockets themselves are their transports' to close."""
+        """End what is still connected, leave the reactor and close the set."""
+        for watch in list(self._watches.values()):
+            watch.broken(None)
         self._reactor.removeReader(self)
         self._watches.clear()
         self._epoll.close()

@@ -98,6 +98,10 @@ class Relay:
     def _too_old(self) -> None:
         self.abort(ErrorType.CONNECTION_TIMEOUT)
 
+    def _close(self, connection: Connection) -> None:
+        """Close a connection whose bytes have all been passed on."""
+        connection.transport.loseConnection()
+
     def _release(self) -> None:
         """Let go of what the way of moving bytes holds."""
 
@@ -118,7 +122,7 @@ class Relay:
             if reset:
                 connection.transport.abortConnection()
             else:
-                connection.transport.loseConnection()
+                self._close(connection)
         self._ended(self)
 
     def _name(self, connection: Connection) -> str:

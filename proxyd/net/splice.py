@@ -133,6 +133,11 @@ class Transfer:
             and not sink.pending
         )
 
+    @property
+    def blocked(self) -> bool:
+        """Whether it is the sink that keeps bytes from moving."""
+        return self._held > 0
+
     def start(self) -> None:
         """Read from the source as soon as it has something."""
         self._delayed = None

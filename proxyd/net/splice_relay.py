@@ -85,6 +85,9 @@ class SpliceRelay(Relay):
         error = ErrorType.CLIENT_DISCONNECTED if name == "client" else ErrorType.CONNECTION_TERMINATED
         self._stop(name, error, reset=True)
 
+    def _close(self, connection: Connection) -> None:
+        connection.transport.close()  # at once: nothing of it is left in user space
+
     def _release(self) -> None:
         self._up.stop()
         self._down.stop()

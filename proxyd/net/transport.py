@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 from typing import Any, Final
 
-from twisted.internet import address, tcp
-from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet import abstract, address, tcp
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IAddress, IProtocol
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from proxyd.net.readiness import Readiness, Watch
@@ -25,14 +24,14 @@ LOST: Final = Failure(ConnectionLost())
 
 
 class Stream(tcp.Connection):
-    """A connected socket whose writes go to the kernel at once and whose readiness comes from our own epoll set.
+    """A connected, non-blocking socket whose writes go to the kernel at once and whose readiness comes from our own epoll set.
 
     Without a `Readiness` (no epoll, or a foreign reactor) it is an ordinary Twisted transport that still sends at once.
     """
 
     _shouldShutdown = False  # nobody shares the socket, so close() alone sends the FIN
     bufferSize = READ_SIZE
-    log = Logger()
+    _write_failed = False
 
     def __init__(
         self,
@@ -42,7 +41,10 @@ class Stream(tcp.Connection):
         readiness: Readiness | None = None,
         peer: Any = None,
     ) -> None:
-        super().__init__(sock, protocol, reactor)
+        abstract.FileDescriptor.__init__(self, reactor)  # not Connection's: the socket is non-blocking already
+        self.socket = sock
+        self.fileno = sock.fileno
+        self.protocol = protocol
         self._clock = reactor
         self.peer = peer  # the name that accept() gave
         self.watch = None if readiness is None else Watch(readiness, sock.fileno(), self._broken)
@@ -68,7 +70,7 @@ class Stream(tcp.Connection):
                 sent = 0
             except OSError:
                 # The peer is gone. What it said before is still to be read, and reading finds the end.
-                self._writeDisconnected = True
+                self._write_failed = self._writeDisconnected = True
                 if self.watch is not None and self.watch.read is None:
                     self._clock.callLater(0, self.connectionLost, LOST)
                 return
@@ -128,7 +130,7 @@ class Stream(tcp.Connection):
             self.protocol.dataReceived(data)
         else:
             self.stopReading()
-            if self._writeDisconnected:
+            if self._write_failed:
                 self.connectionLost(LOST)
             else:
                 self.readConnectionLost(DONE)
@@ -143,11 +145,24 @@ class Stream(tcp.Connection):
 
     def connectionLost(self, reason: Failure) -> None:
         """The end of the connection: leave the set, close the socket, tell the protocol."""
-        if not hasattr(self, "socket"):
+        if self.disconnected:
             return
-        if self.watch is not None:
-            self.watch.close()
-        super().connectionLost(reason)
+        if self.watch is None:
+            super().connectionLost(reason)
+            return
+        self.disconnected = 1
+        self.connected = 0
+        self.watch.close()
+        if self.producer is not None:
+            self.producer.stopProducing()
+            self.producer = None
+        if reason.type is ConnectionAborted:
+            self._closeSocket(False)
+        else:
+            self.socket.close()
+        protocol = self.protocol
+        del self.protocol, self.socket, self.fileno
+        protocol.connectionLost(reason)
 
     # -- addresses --------------------------------------------------------------------------------------------------
 

@@ -18,13 +18,18 @@ MAX_REMEMBERED = 4096
 """Names, addresses and clients whose rules a policy remembers; each is a few hundred bytes."""
 
 
+DEFAULT_PORTS = (range(80, 81), range(443, 444))
+"""The ports of an allow rule that names none: HTTP and HTTPS, where log services listen. The same at every door, so
+that a rule which names no protocol decides alike whichever way a client comes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule of the configuration: whom and what it is about, and what holds then.
 
     Every condition must match; an empty one matches whatever comes, but ``destinations`` must be given: each is
     canonical, ``example.com``, ``.example.com`` (that domain and its subdomains), ``192.0.2.1``, ``2001:db8::/32``
-    or ``*``. Where both ``users`` and ``groups`` are given, either suffices.
+    or ``*``. Without ``ports`` an allow rule is about `DEFAULT_PORTS`, a deny rule about every port. Where both ``users`` and ``groups`` are given, either suffices.
     """
 
     name: str
@@ -101,7 +106,8 @@ class _Clause:
         self.listeners = rule.listeners or None
         self.doors = tuple(rule.doors) or None  # not a set: hashing an enum member costs more than three comparisons
         self.methods = rule.methods or None
-        self.ports = _union(rule.ports) if len(rule.ports) > 1 else next(iter(rule.ports), None)
+        ports = rule.ports or (DEFAULT_PORTS if rule.allow else ())
+        self.ports = _union(ports) if len(ports) > 1 else next(iter(ports), None)
         self.clients = clients
         self.people = rule.users.union(*(groups[name] for name in rule.groups)) if rule.users or rule.groups else None
 
@@ -109,7 +115,7 @@ class _Clause:
     def conditions(self) -> Hashable:
         """What ``answer`` looks at: of clauses where this is equal, all answer or none does."""
         rule = self.rule
-        return rule.allow, rule.ports, rule.listeners, rule.doors, rule.methods, self.clients, rule.users, rule.groups
+        return rule.allow, self.ports, rule.listeners, rule.doors, rule.methods, self.clients, rule.users, rule.groups
 
     @property
     def audience(self) -> Hashable:

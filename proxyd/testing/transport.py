@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any, Final
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -21,30 +20,10 @@ from twisted.internet.interfaces import (
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from proxyd.testing.faults import NO_FAULTS, Faults
+
 WINDOW: Final = 64 * 1024
 """Bytes that may be under way, as in the buffers of a kernel; beyond them a producer is paused, and a close waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Faults:
-    """What goes wrong with the bytes that one end of a connection sends.
-
-    Args:
-        delay: Seconds that everything is under way.
-        piece: Bytes that arrive at one time, 1 for a trickle; 0: as they were sent.
-        reset_at: After so many bytes the connection is reset, as by a crash; the rest is lost.
-        fin_at: After so many bytes this end is half-closed; the rest is lost.
-    """
-
-    delay: float = 0.0
-    piece: int = 0
-    reset_at: int | None = None
-    fin_at: int | None = None
-
-    def pieces(self, data: bytes) -> Iterator[bytes]:
-        """The bytes as they arrive."""
-        size = self.piece or len(data)
-        return (data[start : start + size] for start in range(0, len(data), size or 1))
 
 
 class _Sign(enum.Enum):
@@ -82,6 +61,7 @@ class MemoryTransport:
         self._inbox: deque[bytes | _Sign] = deque()
         self._sent = 0
         self._outstanding = 0
+        self._streaming = False
         self._producer_paused = False
         self._said_fin = False
         self._read_closed = False
@@ -101,7 +81,7 @@ class MemoryTransport:
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"a transport takes bytes, not {type(data).__name__}")
-        if data and self.connected and not self._said_fin:
+        if data and self.connected and not self._said_fin and not self.disconnecting:
             self._send(bytes(data))
 
     def writeSequence(self, data: Iterable[bytes]) -> None:
@@ -110,20 +90,19 @@ class MemoryTransport:
 
     def _send(self, data: bytes) -> None:
         faults = self._faults
-        ends = [end for end in (faults.reset_at, faults.fin_at) if end is not None and end <= self._sent + len(data)]
-        if ends:
-            data = data[: max(0, min(ends) - self._sent)]
+        end = faults.end_within(self._sent, len(data))
+        data = data[:end]
         self._sent += len(data)
         self._outstanding += len(data)
         for piece in faults.pieces(data):
             self._dispatch(piece)
-        if ends and min(ends) == faults.reset_at:
+        if end is not None and faults.resets:
             self._said_fin = True
             self._dispatch(_Sign.RESET)
             self._clock.callLater(0, self._lose, ConnectionLost())
-        elif ends:
+        elif end is not None:
             self.loseWriteConnection()
-        elif self._outstanding > WINDOW and self.producer is not None and not self._producer_paused:
+        elif self._outstanding > WINDOW and self._streaming and not self._producer_paused:
             self._producer_paused = True
             self.producer.pauseProducing()
 
@@ -136,10 +115,9 @@ class MemoryTransport:
 
     def _delivered(self, count: int) -> None:
         self._outstanding -= count
-        if self._producer_paused and not self._outstanding:
+        if self.producer is not None and not self._outstanding and (self._producer_paused or not self._streaming):
             self._producer_paused = False
-            if self.producer is not None:
-                self.producer.resumeProducing()
+            self.producer.resumeProducing()
         self._close_if_sent()
 
     def loseWriteConnection(self) -> None:
@@ -159,29 +137,37 @@ class MemoryTransport:
         if self.connected and not self.disconnecting:
             self.disconnecting = True
             self.reading = False
-            if self._inbox:
-                self._dispatch(_Sign.RESET)
-            elif not self._said_fin:
-                self._dispatch(_Sign.FIN)
-            self._said_fin = True
             self._close_if_sent()
 
     def _close_if_sent(self) -> None:
         if self.disconnecting and self._outstanding <= WINDOW:
-            self._clock.callLater(0, self._lose, ConnectionDone())
+            self._clock.callLater(0, self._close)
+
+    def _close(self) -> None:
+        if not self.disconnected:
+            if any(isinstance(what, bytes) for what in self._inbox):
+                self._dispatch(_Sign.RESET)
+            elif not self._said_fin:
+                self._dispatch(_Sign.FIN)
+            self._lose(ConnectionDone())
 
     def abortConnection(self) -> None:
-        """Reset the connection; what has not arrived is lost."""
+        """Reset the connection: what has not left the process is lost, and what the far end has not read."""
         if self.connected:
             self.connected = self.reading = False
-            self.disconnecting = True
-            self._recall()
+            self._recall(WINDOW)
             self._dispatch(_Sign.RESET)
             self._clock.callLater(0, self._lose, ConnectionAborted())
 
-    def _recall(self) -> None:
-        while self._under_way:
-            self._under_way.popleft()[1].cancel()
+    def _recall(self, sent: int) -> None:
+        """Take back what is under way, but for so many bytes."""
+        under_way, self._under_way = self._under_way, deque()
+        for what, call in under_way:
+            sent -= len(what) if isinstance(what, bytes) else 0
+            if sent < 0:
+                call.cancel()
+            else:
+                self._under_way.append((what, call))
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
@@ -190,7 +176,7 @@ class MemoryTransport:
             if isinstance(what, bytes):  # nobody is here: that is answered with a reset
                 self._clock.callLater(0, self._far._lose, ConnectionLost())
         elif what is _Sign.RESET:
-            self._recall()
+            self._recall(-1)
             self._lose(ConnectionLost())
         else:
             self._inbox.append(what)
@@ -251,21 +237,22 @@ class MemoryTransport:
             producer.stopProducing()
             return
         self.producer = producer
+        self._streaming = streaming
         if not streaming:
             producer.resumeProducing()
 
     def unregisterProducer(self) -> None:
         """The producer has done its work."""
         self.producer = None
-        self._producer_paused = False
+        self._streaming = self._producer_paused = False
 
     # -- what a socket knows ------------------------------------------------------------------------------------------
 
-    def getHost(self) -> IAddress:
+    def getHost(self) -> Any:
         """The address of this end."""
         return self._host
 
-    def getPeer(self) -> IAddress:
+    def getPeer(self) -> Any:
         """The address of the far end."""
         return self._peer
 
@@ -284,9 +271,6 @@ class MemoryTransport:
     def setTcpKeepAlive(self, enabled: bool) -> None:
         """Set, and otherwise without effect."""
         self.options["keepalive"] = bool(enabled)
-
-
-NO_FAULTS: Final = Faults()
 
 
 def joined(

@@ -16,7 +16,11 @@ V2_LIMIT: Final = 4096
 """Octets of the longest version 2 header that is read; addresses take 52, the rest are additions that we skip."""
 
 _V2_SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
-_V1_LINE = re.compile(rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP[46]) ([0-9a-fA-F.:]+) [0-9a-fA-F.:]+ ([0-9]{1,5}) [0-9]{1,5})\Z")
+_V1_ADDRESS: Final = rb"([0-9a-fA-F.:]+)"
+_V1_PORT: Final = rb"(0|[1-9][0-9]{0,4})"
+_V1_LINE = re.compile(
+    rb"PROXY (?:UNKNOWN(?: [ -~]*)?|(TCP[46]) %b %b %b %b)\Z" % (_V1_ADDRESS, _V1_ADDRESS, _V1_PORT, _V1_PORT)
+)
 _V2_SOURCES: Final = {0x11: 4, 0x21: 16}
 """Octets of an address by family and transport: TCP over IPv4, TCP over IPv6."""
 
@@ -55,14 +59,17 @@ def _version_1(data: bytes) -> ProxyHeader | None:
     match = _V1_LINE.match(data[:end])
     if match is None:
         raise _malformed()
-    family, source, port = match.groups()
+    family, source, destination, port, destination_port = match.groups()
     if family is None:
         return ProxyHeader(None, 0, end + 2)
+    kind = IPv4Address if family == b"TCP4" else IPv6Address
     try:
-        address = (IPv4Address if family == b"TCP4" else IPv6Address)(source.decode("ascii"))
+        address, _ = kind(source.decode("ascii")), kind(destination.decode("ascii"))
     except ValueError:
         raise _malformed() from None
-    return ProxyHeader(address, _port(int(port)), end + 2)
+    if int(port) > 65535 or int(destination_port) > 65535:
+        raise _malformed()
+    return ProxyHeader(_plain(address), int(port), end + 2)
 
 
 def _version_2(data: bytes) -> ProxyHeader | None:
@@ -81,13 +88,12 @@ def _version_2(data: bytes) -> ProxyHeader | None:
         raise _malformed()
     packed = data[16 : 16 + source]
     address = IPv4Address(packed) if source == 4 else IPv6Address(packed)
-    return ProxyHeader(address, int.from_bytes(data[16 + 2 * source : 18 + 2 * source], "big"), size)
+    return ProxyHeader(_plain(address), int.from_bytes(data[16 + 2 * source : 18 + 2 * source], "big"), size)
 
 
-def _port(port: int) -> int:
-    if port > 65535:
-        raise _malformed()
-    return port
+def _plain(address: IPAddress) -> IPAddress:
+    """An IPv4 client is the same to the policy whatever socket the balancer took it from (RFC 4291 §2.5.5.2)."""
+    return address.ipv4_mapped or address if isinstance(address, IPv6Address) else address
 
 
 def _malformed() -> ProxyError:

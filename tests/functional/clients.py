@@ -32,8 +32,9 @@ class Line(Protocol):
 class Plain:
     """A TCP connection."""
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", source: str = "") -> None:
-        self.socket = socket.create_connection((host, port), PATIENCE, (source, 0) if source else None)
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.socket.settimeout(PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, data: bytes) -> None:
@@ -132,8 +133,8 @@ class Response:
 class Client:
     """One connection, and what was read of it too early."""
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", source: str = "") -> None:
-        self.plain = Plain(port, host=host, source=source)
+    def __init__(self, connection: socket.socket) -> None:
+        self.plain = Plain(connection)
         self.line: Line = self.plain
         self._unread = b""
 
@@ -163,11 +164,25 @@ class Client:
         data, self._unread = self._unread[:size], self._unread[size:]
         return data
 
+    def read_some(self, size: int) -> bytes:
+        """What has come, but no more than that."""
+        if not self._unread:
+            self._more()
+        data, self._unread = self._unread[:size], self._unread[size:]
+        return data
+
+    def read_line(self) -> bytes:
+        """Up to CRLF, which is left out."""
+        return self._read_until(b"\r\n")[:-2]
+
     def read_head(self) -> bytes:
         """Up to the empty line, which is included."""
-        while b"\r\n\r\n" not in self._unread:
+        return self._read_until(b"\r\n\r\n")
+
+    def _read_until(self, mark: bytes) -> bytes:
+        while mark not in self._unread:
             self._more()
-        end = self._unread.index(b"\r\n\r\n") + 4
+        end = self._unread.index(mark) + len(mark)
         data, self._unread = self._unread[:end], self._unread[end:]
         return data
 
@@ -201,7 +216,7 @@ class Client:
 @contextmanager
 def connected(port: int, *, host: str = "127.0.0.1", source: str = "") -> Iterator[Client]:
     """A client that is closed afterwards."""
-    client = Client(port, host=host, source=source)
+    client = Client(socket.create_connection((host, port), PATIENCE, (source, 0) if source else None))
     try:
         yield client
     finally:

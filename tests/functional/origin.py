@@ -1,4 +1,4 @@
-"""An origin on loopback: HTTP and HTTPS, every request kept as it came, and as much of a log service as clients need."""
+"""An origin on loopback: HTTP and HTTPS, requests kept as they came, and as much of a log service as clients need."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Origin:
         self.log_service: Any = None
         self._changed = Condition()
         self._connections = 0
-        made = SelfSigned.make([address, *names], datetime.datetime.now(datetime.UTC))
+        made = SelfSigned.make([*names, address], datetime.datetime.now(datetime.UTC))
         self.certificate, key = made.write(folder)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate, key)
@@ -159,7 +159,7 @@ class Origin:
     def answer(self, request: Received) -> Answer:
         """What a request gets."""
         path = request.target.partition(b"?")[0].decode("ascii")
-        _, kind, *rest = path.split("/")
+        _, kind, *rest = f"{path}/".split("/")  # the target of OPTIONS may be "*"
         if path == "/":
             return Answer("405 Method Not Allowed", INVALID_METHOD, JSON)
         if kind == "logstores" and self.log_service is not None:

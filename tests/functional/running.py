@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
 import resource
@@ -28,7 +29,7 @@ PATIENCE = 30.0
 LOOK_AGAIN = 0.02
 """Seconds between two looks at something that gives no sign by itself."""
 
-TROUBLE = ("Traceback", "Unhandled", "proxyd has a bug", "CRITICAL")
+TROUBLE = ("Traceback", "Unhandled", "proxyd has a bug", "#critical")
 """What no client and no origin may bring into the log."""
 
 PROJECT = "proj.cn-hangzhou.log.aliyuncs.com"
@@ -132,18 +133,21 @@ class Proxyd:
                 return int(value.split()[0])
         raise LookupError(field)
 
-    def descriptors(self) -> int:
-        """How many files and sockets it has open."""
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+    def descriptors(self) -> set[int]:
+        """The numbers of the files and sockets that it has open."""
+        return set(map(int, os.listdir(f"/proc/{self.process.pid}/fd")))
 
     def processor_time(self) -> float:
         """Seconds of processor time that it has used (proc(5): utime and stime are fields 14 and 15)."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def limit_descriptors(self, number: int) -> None:
-        """Let it open no more files than this."""
-        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (number, number))
+    def leave_descriptors(self, number: int) -> None:
+        """Let it open only that many more: new ones have the lowest free numbers, which must be below the limit."""
+        unused = (descriptor for descriptor in itertools.count() if descriptor not in self.descriptors())
+        limit = next(itertools.islice(unused, number, None))
+        _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (limit, hard))
 
     def stop(self) -> int:
         """End it as an init system does; the exit status, negative for the signal it died of."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest
 
+from tests.functional.clients import agent_tls, connected
 from tests.functional.origin import INVALID_METHOD, Origin, digest, pattern
 from tests.functional.running import (
     CONTROL,
@@ -68,7 +69,8 @@ class CurlTestCase(ProxydTestCase):
     def start(self) -> None:
         """Start the proxy."""
         kinds = ("any", "http", "https", "socks5")
-        self.ports = free_ports(*(f"{who}-{kind}" for who, kind in itertools.product(("open", "closed"), kinds)), "open-balanced")
+        names = [f"{who}-{kind}" for who, kind in itertools.product(("open", "closed"), kinds)]
+        self.ports = free_ports(*names, "open-balanced")
         self.proxyd = self.start_proxyd(self.configuration(), self.ports)
 
     def configuration(self) -> str:
@@ -392,7 +394,7 @@ class RequestTests(CurlTestCase):
             self.assertIn(line, answer)
 
     def test_proxy_protocol(self) -> None:
-        """Behind a balancer the record tells the client that the balancer names; without its header nobody is served."""
+        """Behind a balancer the record tells the client that it names; without its header nobody is served."""
         proxy = f"http://127.0.0.1:{self.ports['open-balanced']}"
 
         done = self.curl(proxy, self.urls()[0], "--haproxy-protocol")
@@ -533,7 +535,7 @@ class IPv6Tests(ProxydTestCase):
     """The proxy on an IPv6 address."""
 
     def test_every_scheme(self) -> None:
-        """A listener on ::1 serves HTTP and SOCKS5."""
+        """A listener on ::1 serves HTTP, SOCKS5 and TLS, whose certificate has that address."""
         try:
             socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         except OSError as error:
@@ -557,4 +559,8 @@ class IPv6Tests(ProxydTestCase):
             done = subprocess.run(command, capture_output=True, env=without_proxies(), timeout=PATIENCE)
 
             self.assertEqual(done.stdout, INVALID_METHOD, f"{scheme} {done.stderr!r}")
-        self.assertEqual({record["client"] for record in proxyd.records(3)}, {"::1"})
+        with connected(ports["any"], host="::1") as client:
+            client.secure(agent_tls(certificate), "::1")
+            response = client.ask(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % origin.port)
+        self.assertEqual(response.body, INVALID_METHOD)
+        self.assertEqual({record["client"] for record in proxyd.records(4)}, {"::1"})

@@ -1,0 +1,68 @@
+"""Clients taken from a listening socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from proxyd.net.readiness import Readiness, Watch
+
+MOST_ACCEPTS = 32
+"""Clients taken for one readiness event; the others wait in the kernel while those that are here are served."""
+
+
+class Acceptor:
+    """Accepts for a port whose socket it shares: ``accepted`` gets each new socket, non-blocking, and its peer's name."""
+
+    _log = Logger()
+
+    def __init__(self, readiness: Readiness, listening: socket.socket, accepted: Callable[[socket.socket, Any], None]) -> None:
+        self._socket = listening
+        self._accepted = accepted
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._watch = Watch(readiness, listening.fileno(), self._broken)
+        self._watch.read = self._accept
+        self._watch.apply()
+
+    def _accept(self) -> None:
+        for _ in range(MOST_ACCEPTS):
+            try:
+                sock, peer = self._socket.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                continue
+            except OSError:
+                self._turn_away()
+                return
+            sock.setblocking(False)
+            self._accepted(sock, peer)
+
+    def _turn_away(self) -> None:
+        """Descriptors have run out: a spare one serves to accept the client and close it, else we would be called for
+        it without end."""
+        if self._spare >= 0:
+            os.close(self._spare)
+        try:
+            self._socket.accept()[0].close()
+        except OSError:
+            pass  # it has gone by itself
+        try:
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._spare = -1
+
+    def _broken(self, failure: Failure | None) -> None:
+        """The code that takes clients failed for one of them; the next may fare better."""
+
+    def stop(self) -> None:
+        """Accept no more; to be called before the socket is closed."""
+        self._watch.close()
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1

@@ -36,7 +36,7 @@ class Amount:
     down: int = 200
     """Bytes of each response's body."""
     expect: bool = False
-    """Whether requests wait for 100 Continue before they send their body."""
+    """Whether requests wait for 100 Continue before they send their body, and fail if it takes a second."""
     resume: bool = False
     """Whether TLS sessions are resumed; else every connection is a full handshake."""
 
@@ -90,8 +90,6 @@ class Outcome:
     """The first."""
     reopened: int
     """Connections that the proxy closed between two requests."""
-    unanswered: int
-    """Requests that waited a second for 100 Continue in vain."""
     resumed: int
     """TLS sessions."""
     p50: float
@@ -190,6 +188,8 @@ def _compile(program: Path, *arguments: str) -> None:
     try:
         done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise LoadError("the load is written in C: install a C compiler (on Debian: gcc libc6-dev libssl-dev)") from None
+        raise LoadError(
+            "the load is written in C: install a C compiler (on Debian: gcc libc6-dev libssl-dev)"
+        ) from None
     if done.returncode:
         raise LoadError(f"{' '.join(command)} failed:\n{done.stderr}")

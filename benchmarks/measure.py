@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
+import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,25 +44,25 @@ def stats() -> Iterator[Stat]:
 def tree(pid: int) -> list[Stat]:
     """A process and all that descend from it, parents first."""
     there = list(stats())
-    found = [stat for stat in there if stat.pid == pid]
-    for stat in found:  # it grows
-        found += [child for child in there if child.parent == stat.pid]
+    found = [each for each in there if each.pid == pid]
+    for parent in found:  # it grows
+        found += [each for each in there if each.parent == parent.pid]
     return found
 
 
 def processor_time(pid: int) -> float:
     """Seconds that a process and its descendants have used."""
-    return sum(stat.seconds for stat in tree(pid))
+    return sum(each.seconds for each in tree(pid))
 
 
 def processor_times(pid: int) -> dict[int, float]:
     """The same, of each process."""
-    return {stat.pid: stat.seconds for stat in tree(pid)}
+    return {each.pid: each.seconds for each in tree(pid)}
 
 
 def memory(pid: int) -> int:
     """Bytes that a process and its descendants occupy, shared pages divided among those that share them."""
-    return sum(map(_proportional, (stat.pid for stat in tree(pid))))
+    return sum(_proportional(each.pid) for each in tree(pid))
 
 
 def _proportional(pid: int) -> int:
@@ -72,6 +76,27 @@ def parse_proportional(text: str) -> int:
     """The ``Pss`` of a ``smaps`` file in bytes."""
     [line] = (line for line in text.splitlines() if line.startswith("Pss:"))
     return int(line.split()[1]) * 1024
+
+
+def in_pipes(pid: int) -> int:
+    """Bytes that are in pipes which a process or a descendant can read: the kernel holds them for it."""
+    return sum(_pipe(path) for each in tree(pid) for path in Path(f"/proc/{each.pid}/fd").glob("*"))
+
+
+def _pipe(path: Path) -> int:
+    try:
+        if (
+            not os.readlink(path).startswith("pipe:") or not path.lstat().st_mode & stat.S_IRUSR
+        ):  # or the end that writes
+            return 0
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:  # closed meanwhile
+        return 0
+    try:
+        held = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+        return int.from_bytes(held, sys.byteorder)
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)

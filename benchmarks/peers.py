@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from benchmarks.doors import Door
 from benchmarks.proxies import TUNNELS, Proxy, make_certificate, started
@@ -40,8 +39,10 @@ class Peer:
     doors: tuple[Door, ...]
     command: Callable[[str, Path, Ports], list[str]]
     """Given its program, a folder that is its own and its ports: writes its configuration; how to start it."""
-    more: Mapping[bytes, tuple[Door, ...]] = MappingProxyType({})
-    """Doors that it has besides if it was built with what its ``-V`` then names."""
+    module: bytes = b""
+    """What its ``-V`` names if it was built with the module that gives it more doors."""
+    more: tuple[Door, ...] = ()
+    """These."""
 
     def path(self) -> str | None:
         """Where the program is, if it is installed."""
@@ -52,11 +53,7 @@ class Peer:
         path = self.path()
         if path is None:
             return ()
-        doors = self.doors
-        for built_with, more in self.more.items():
-            if _says(path, built_with):
-                doors += more
-        return doors
+        return self.doors + self.more if self.module and _says(path, self.module) else self.doors
 
     def version(self) -> str:
         """The version of the package, as far as the program is from it."""
@@ -200,9 +197,7 @@ socks -p{ports["socks5"]} -i127.0.0.1
 
 
 SQUID = Peer("squid", "squid", "squid-openssl", (FORWARD, CONNECT, FORWARD_TLS, CONNECT_TLS), _squid)
-NGINX = Peer(
-    "nginx", "nginx", "nginx", (FORWARD, FORWARD_TLS), _nginx, MappingProxyType({NGINX_CONNECT: (CONNECT, CONNECT_TLS)})
-)
+NGINX = Peer("nginx", "nginx", "nginx", (FORWARD, FORWARD_TLS), _nginx, NGINX_CONNECT, (CONNECT, CONNECT_TLS))
 TINYPROXY = Peer("tinyproxy", "tinyproxy", "tinyproxy-bin", (FORWARD, CONNECT), _tinyproxy)
 DANTE = Peer("dante", "danted", "dante-server", (SOCKS5,), _dante)
 MICROSOCKS = Peer("microsocks", "microsocks", "microsocks", (SOCKS5,), _microsocks)

@@ -46,6 +46,8 @@ class Setup:
     rules: int = RULES
     """One for each destination, of which the last is the one that matches."""
     workers: int = 1
+    also: tuple[int, ...] = ()
+    """Ports of further origins."""
 
     def start(self, folder: Path, origin: int, ports: Mapping[Door, int], processors: frozenset[int]) -> Proxy:
         """Start it, to serve an origin on that port."""
@@ -57,15 +59,16 @@ class Setup:
         command = [str(twistd), "--nodaemon", "--pidfile=", "proxyd", "--config", str(config)]
         return started(PROXYD, command, folder, ports, processors, f"{USER}:{PASSWORD}")
 
-    def configuration(self, ports: Mapping[str, int], origin: int) -> str:
-        """Its ``proxyd.ini``, with these ports by name of the listener."""
+    def configuration(self, listeners: Mapping[str, int], origin: int) -> str:
+        """Its ``proxyd.ini``, with the port of each listener."""
         lines = ["[proxyd]", "access_log_json = access.json", f"max_connections_per_client = {TUNNELS}"]
         lines += ["drain_timeout = 1s", f"workers = {self.workers}", "[users]", "file = users.htpasswd"]
-        for name, port in ports.items():
+        for name, port in listeners.items():
             lines += _listener(name, port)
         for number in range(1, self.rules):
             lines += [f"[rule:other-{number}]", "action = allow", f"users = {USER}", f"destinations = {_other(number)}"]
-        lines += ["[rule:origin]", "action = allow", f"users = {USER}", f"ports = {origin}"]
+        ports = f"ports = {' '.join(map(str, (origin, *self.also)))}"
+        lines += ["[rule:origin]", "action = allow", f"users = {USER}", ports]
         lines += ["destinations = 127.0.0.1 ::1 localhost", "special_addresses = yes", ""]
         return "\n".join(lines)
 

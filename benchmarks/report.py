@@ -91,12 +91,12 @@ def cell(row: Row, name: str) -> str:
     return number(row.median(name)) + (f" ({ratio:.2f})" if ratio is not None else "")
 
 
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells in columns: the first three to the left, the others to the right; a rule under the first line."""
+def aligned(lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """Cells in columns, so many of them to the left and the others to the right; a rule under the first line."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     printed = [
         "  ".join(
-            text.ljust(width) if position < 3 else text.rjust(width)
+            text.ljust(width) if position < left else text.rjust(width)
             for position, (text, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -109,7 +109,7 @@ def table(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
     lines = [["door", "work", "unit", *names]]
     lines += [[row.door, row.title, row.unit, *(cell(row, name) for name in names)] for row in rows]
-    return aligned(lines)
+    return aligned(lines, left=3)
 
 
 def tables(rows: Sequence[Row]) -> str:
@@ -159,10 +159,16 @@ class Report:
     def as_text(self) -> str:
         """For people: what was measured on what, and the tables."""
         about = ", ".join(f"{name} {value}".strip() for name, value in self.versions.items())
-        lines = [f"Measured: {about}; medians of {self.rounds} rounds."]
+        rounds = f"medians of {self.rounds} rounds" if self.rounds > 1 else "one round"
+        lines = [f"Measured: {about}; {rounds}."]
         lines += [f"Missing: {missing}" for missing in self.missing]
-        lines += ["Machine: {processor}, {processors} processors, Linux {kernel}, Python {python}.".format(**self.machine)]
-        lines += ["In parentheses: proxyd's figure divided by that of the other, round by round; below 1 it costs less."]
+        lines += [
+            "Machine: {processor}, {processors} processors, Linux {kernel}, Python {python}.".format(**self.machine)
+        ]
+        lines += [
+            "In parentheses: proxyd's figure divided by that of the other, round by round; where it is beside itself,",
+            "the figure of the last column divided by that of the other.",
+        ]
         return "\n".join([*lines, "", tables(self.rows)])
 
     def as_json(self) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from benchmarks import work as works
 from benchmarks.doors import DIRECT, Door
@@ -13,60 +14,79 @@ from benchmarks.load import Amount, Outcome, Way
 from benchmarks.measure import memory, processor_time, processor_times
 from benchmarks.proxies import PROXYD, Proxy, Setup
 from benchmarks.report import COST, ITSELF, LATENCY, MEMORY, Row
-from benchmarks.work import Work, scaled
-
-SETTLE = 0.3
-"""Seconds in which a proxy ends what one measurement has begun, before the next one starts."""
+from benchmarks.work import Unit, Work, scaled
 
 FEW = 0.01
 """The share of the work that may fail: a figure that rests on more failures than this is none."""
 
+PATIENCE = 3.0
+"""Seconds for one measurement of latency."""
+FEWEST = 20
+"""Exchanges that tell how long one takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How thoroughly everything is measured."""
+
+    rounds: int = 5
+    scale: float = 1.0
+    """How much of each work is done."""
+    settle: float = 0.3
+    """Seconds in which a proxy ends what one measurement has begun, before the next one starts."""
+    rules: int = 10_000
+    """How many are many."""
+
+
+QUICK = Extent(1, 0.005, 0.05, 100)
+"""Next to nothing."""
+
 
 class Rounds:
-    """Measures a field, so many times, and so much of each work."""
+    """Measures a field, and tells what it is doing."""
 
-    def __init__(self, field: Field, rounds: int, scale: float, tell: Callable[[str], None]) -> None:
+    def __init__(self, field: Field, extent: Extent, tell: Callable[[str], None]) -> None:
         self._field = field
-        self._rounds = rounds
-        self._scale = scale
+        self._extent = extent
         self._tell = tell
 
     def cost(self, work: Work, door: Door) -> Row:
         """Processor time for each unit of work."""
         row = Row(COST, work.name, work.title, str(door), work.unit.value, PROXYD)
-        amount = work.at(door, self._scale)
+        amount = work.at(door, self._extent.scale)
         for proxy in self._turns(row, self._field.at(door)):
             row.add(proxy.name, self._cost(row, proxy, door, work.unit, amount))
         return row
 
     def _cost(
-        self, row: Row, proxy: Proxy, door: Door, unit: works.Unit, amount: Amount, host: str = "127.0.0.1"
+        self, row: Row, proxy: Proxy, door: Door, unit: Unit, amount: Amount, host: str = "127.0.0.1"
     ) -> float | None:
         before = processor_time(proxy.program.pid)
         outcome = self._field.run(proxy, door, amount, host=host)
-        time.sleep(SETTLE)
+        time.sleep(self._extent.settle)
         cost = unit.cost(processor_time(proxy.program.pid) - before, amount, outcome)
         return cost if done(row, proxy.name, amount, outcome) else None
 
-    def idle(self, door: Door, tunnels: Amount) -> Row:
+    def idle(self, door: Door) -> Row:
         """Memory for each idle tunnel."""
+        tunnels = scaled(works.IDLE_AMOUNT, self._extent.scale)
         row = Row(MEMORY, works.IDLE, f"{tunnels.connections} tunnels", str(door), "KiB/tunnel", PROXYD)
         for proxy in self._turns(row, self._field.at(door)):
             before = memory(proxy.program.pid)
             with self._field.hold(proxy, door, tunnels) as outcome:
-                time.sleep(SETTLE)
+                time.sleep(self._extent.settle)
                 grown = memory(proxy.program.pid) - before
-            time.sleep(SETTLE)
+            time.sleep(self._extent.settle)
             row.add(proxy.name, grown / 1024 / tunnels.connections if done(row, proxy.name, tunnels, outcome) else None)
         return row
 
     def latency(self, name: str, door: Door) -> list[Row]:
         """What the proxy adds to the median and the 99th percentile of one agent's exchanges."""
-        amount = scaled(works.LATENCIES[name], self._scale)
         title = works.LATENCY_TITLES[name]
         rows = [Row(LATENCY, name, f"{title}, {which}", str(door), "µs", PROXYD) for which in ("p50", "p99")]
         direct = Way(self._field.origin, DIRECT)
         for proxy in self._turns(rows[0], self._field.at(door)):
+            amount = self._patient(scaled(works.LATENCIES[name], self._extent.scale), proxy, door)
             without = self._field.load.run(direct, amount)
             outcome = self._field.run(proxy, door, amount)
             good = done(rows[0], proxy.name, amount, outcome)
@@ -74,46 +94,63 @@ class Rounds:
             rows[1].add(proxy.name, outcome.p99 - without.p99 if good else None)
         return rows
 
-    def rules(self, door: Door) -> Row:
-        """A new connection by a short list of rules and by a long one, to a name: both names and addresses are decided."""
-        few, many = f"{Setup().rules} rules", f"{works.MANY_RULES} rules"
-        row = Row(ITSELF, works.RULES, "rules, new connection", str(door), works.Unit.CONNECTION.value, many)
-        amount = scaled(works.RULES_AMOUNT, self._scale)
-        with ExitStack() as stack:
-            pair = [stack.enter_context(self._field.setup(Setup(), few))]
-            pair.append(stack.enter_context(self._field.setup(Setup(rules=works.MANY_RULES), many)))
-            for proxy in self._turns(row, pair):
-                row.add(proxy.name, self._cost(row, proxy, door, works.Unit.CONNECTION, amount, "localhost"))
-        return row
+    def _patient(self, amount: Amount, proxy: Proxy, door: Door) -> Amount:
+        """As much as can be waited for: some proxies run into Nagle's algorithm, and take 40 ms for every exchange."""
+        few = replace(amount, exchanges=min(amount.exchanges, FEWEST))
+        outcome = self._field.run(proxy, door, few)
+        affordable = max(FEWEST, round(PATIENCE * 1e6 / max(1.0, outcome.p50)))
+        return replace(amount, exchanges=min(amount.exchanges, affordable))
 
-    def workers(self, door: Door) -> list[Row]:
-        """New connections by one worker and by two: what was seen, and what the busier worker has room for.
+    def rules(self, doors: Sequence[Door]) -> Iterator[Row]:
+        """New connections by a few rules and by many; to a name, so that names and addresses are decided."""
+        few, many = f"{Setup().rules} rules", f"{self._extent.rules} rules"
+        amount = scaled(works.RULES_AMOUNT, self._extent.scale)
+        with self._pair((few, Setup()), (many, Setup(rules=self._extent.rules)), self._field.processors.proxy) as pair:
+            for door in doors:
+                row = Row(ITSELF, works.RULES, "rules, new connection", str(door), Unit.CONNECTION.value, many)
+                for proxy in self._turns(row, pair):
+                    row.add(proxy.name, self._cost(row, proxy, door, Unit.CONNECTION, amount, "localhost"))
+                yield row
 
-        The load needs processors too. Where there are just two, the rate that is seen cannot double; what each worker
-        could serve if it had a processor to itself is the second row.
+    def workers(self, doors: Sequence[Door]) -> Iterator[Row]:
+        """New connections by one worker and by two: the rate that was seen, and the rate there is room for.
+
+        The load needs processors too: where there are just two, the rate that is seen cannot double. There is room for
+        what the busier worker would serve if it had a processor to itself.
         """
-        seen = Row(ITSELF, works.WORKERS, "workers, rate seen", str(door), "connections/s", "2 workers")
-        room = Row(ITSELF, works.WORKERS, "workers, by the busier one's CPU time", str(door), "connections/s", "2 workers")
-        amount = scaled(works.WORKERS_AMOUNT, self._scale)
         everywhere = self._field.processors.all
-        with ExitStack() as stack:
-            pair = [
-                stack.enter_context(self._field.setup(Setup(workers=1), "1 worker", everywhere)),
-                stack.enter_context(self._field.setup(Setup(workers=2), "2 workers", everywhere)),
-            ]
-            for proxy in self._turns(seen, pair):
-                before = processor_times(proxy.program.pid)
-                outcome = self._field.run_everywhere(proxy, door, amount)
-                time.sleep(SETTLE)
-                good = done(seen, proxy.name, amount, outcome)
-                busiest = most(before, processor_times(proxy.program.pid))
-                seen.add(proxy.name, outcome.connections / outcome.seconds if good else None)
-                room.add(proxy.name, outcome.connections / busiest if good and busiest else None)
-        return [seen, room]
+        load = replace(self._field.load, processors=everywhere)
+        amount = scaled(works.WORKERS_AMOUNT, self._extent.scale)
+        with self._pair(("1 worker", Setup()), ("2 workers", Setup(workers=2)), everywhere) as pair:
+            for door in doors:
+                seen, room = (
+                    Row(ITSELF, works.WORKERS, f"workers, rate {which}", str(door), "connections/s", pair[-1].name)
+                    for which in ("seen", "there is room for")
+                )
+                for proxy in self._turns(seen, pair):
+                    before = processor_times(proxy.program.pid)
+                    outcome = load.run(proxy.way(door, self._field.origin), amount)
+                    time.sleep(self._extent.settle)
+                    busiest = most(before, processor_times(proxy.program.pid))
+                    good = done(seen, proxy.name, amount, outcome)
+                    seen.add(proxy.name, outcome.connections / outcome.seconds if good else None)
+                    room.add(proxy.name, outcome.connections / busiest if good and busiest else None)
+                yield from (seen, room)
+
+    @contextmanager
+    def _pair(
+        self, one: tuple[str, Setup], other: tuple[str, Setup], processors: frozenset[int]
+    ) -> Iterator[tuple[Proxy, Proxy]]:
+        """Two that run at the same time, and differ in one thing."""
+        with (
+            self._field.setup(one[1], one[0], processors) as first,
+            self._field.setup(other[1], other[0], processors) as second,
+        ):
+            yield first, second
 
     def _turns(self, row: Row, proxies: Sequence[Proxy]) -> Iterator[Proxy]:
         """Each proxy once a round; every other round backwards, so that a drifting machine favours nobody."""
-        for number in range(self._rounds if len(proxies) else 0):
+        for number in range(self._extent.rounds if proxies else 0):
             yield from proxies if number % 2 == 0 else reversed(proxies)
         if proxies:
             self._tell(f"{row.door}, {row.title}")
@@ -125,8 +162,6 @@ def done(row: Row, name: str, amount: Amount, outcome: Outcome) -> bool:
         row.note(name, f"{outcome.errors} of {amount.connections} connections failed: {outcome.error}")
     if outcome.reopened:
         row.note(name, "closes connections between requests")
-    if outcome.unanswered:
-        row.note(name, "does not pass on 100 Continue")
     if amount.resume and outcome.resumed < outcome.connections * (1 - FEW) - amount.at_once:
         row.note(name, f"resumed {outcome.resumed} of {outcome.connections} TLS sessions")
     return outcome.errors <= amount.connections * FEW

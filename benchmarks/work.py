@@ -89,11 +89,13 @@ IDLE_DOORS = TUNNELS
 IDLE_AMOUNT = Amount(2000, 32)
 """Each tunnel has carried one exchange before it idles, as those of agents have."""
 
-LATENCIES = {"latency4": Amount(1, 1, exchanges=2000, up=4000, down=ANSWER), "latency160": Amount(1, 1, 600, PACK, ANSWER)}
+LATENCIES = {
+    "latency4": Amount(1, 1, exchanges=2000, up=4000, down=ANSWER),
+    "latency160": Amount(1, 1, 600, PACK, ANSWER),
+}
 LATENCY_TITLES = {"latency4": "4 KB posts", "latency160": "160 KB posts"}
 
 RULES = "rules"
-MANY_RULES = 10_000
 RULES_AMOUNT = Amount(2000, 32)
 
 WORKERS = "workers"

@@ -14,7 +14,8 @@ from twisted.python.failure import Failure
 
 from proxyd.flow import Client, Egress
 from proxyd.frontends.arrival import arrive
-from proxyd.net.acceptor import Acceptor
+from proxyd.net.acceptor import MOST_ACCEPTS, MOST_SHARED_ACCEPTS, Acceptor
+from proxyd.net.adopted import AdoptedPort
 from proxyd.net.connection import Connection
 from proxyd.net.linger import GONE, Linger
 from proxyd.net.readiness import Readiness
@@ -160,12 +161,14 @@ class Entrance(Factory):
 
     def accept_streams(self, port: IListeningPort) -> None:
         """Accept for the port ourselves, where we have an epoll set; clients' sockets inherit options of the port's."""
-        if self._readiness is not None and isinstance(port, tcp.Port):
+        if self._readiness is not None and isinstance(port, tcp.Port | AdoptedPort):
             if port.socket.family != socket.AF_UNIX:
                 port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            port.stopReading()
-            self._acceptor = Acceptor(self._readiness, port.socket, self._accepted)
+            if isinstance(port, tcp.Port):
+                port.stopReading()
+            most = MOST_ACCEPTS if self.egress.settings.workers == 1 else MOST_SHARED_ACCEPTS
+            self._acceptor = Acceptor(self._readiness, port.socket, self._accepted, most)
 
     def stop_accepting(self) -> None:
         """Leave the port's socket alone; it is closed next."""

@@ -212,10 +212,10 @@ class Equipment:
             self.egress.pool.close()
             await self._stop_parts(current)
         self.deadlines.stop()
-        if self.splicer is not None:
-            self.splicer.stop()
         if self.readiness is not None:
             self.readiness.stop()
+        if self.splicer is not None:
+            self.splicer.stop()
 
 
 def _checking(config: Config) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,13 @@ from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IListeningPort, IProtocolFactory, IStreamServerEndpoint
 from twisted.python.failure import Failure
 
 from proxyd.config import Config
 from proxyd.entrance import Entrance
 from proxyd.equipment import Equipment
+from proxyd.net.adopted import AdoptedPort
 from proxyd.net.tls import TLSContext
 from proxyd.settings import Listener
 
@@ -74,20 +75,13 @@ class Listening:
             entrance.listener, entrance.tls = listener, contexts[listener.name]
         for bound in unwanted:
             self._shut(bound)
-        self._close_inherited()
+        self.disown()
         return _changes(before, {listener.name: listener for listener in config.listeners})
 
     def _kept(self, config: Config) -> dict[str, _Bound]:
-        """The ports that stay, by the name of the listener each is for: its own, or one that takes its place."""
-        free, kept = dict(self._bound), {}
-        for listener in config.listeners:
-            if listener.name in free and _endpoint(free[listener.name]) == listener.endpoint:
-                kept[listener.name] = free.pop(listener.name)
-        by_endpoint = {_endpoint(bound): bound for bound in free.values()}
-        for listener in config.listeners:
-            if listener.name not in kept and listener.endpoint in by_endpoint:
-                kept[listener.name] = by_endpoint.pop(listener.endpoint)
-        return kept
+        """The ports that stay, by the name of the listener each is for."""
+        names = taken_over({name: _endpoint(bound) for name, bound in self._bound.items()}, config.listeners)
+        return {name: self._bound[before] for name, before in names.items()}
 
     def _context(self, listener: Listener) -> TLSContext | None:
         if listener.tls is None:
@@ -111,29 +105,11 @@ class Listening:
 
     def _bind(self, listener: Listener, tls: TLSContext | None) -> _Bound:
         entrance = Entrance(listener, self._equipment.egress, self._equipment.crowd, self._equipment.readiness, tls)
-        outcome: list[Any] = []
-        try:
-            self._place(listener).listen(entrance).addBoth(outcome.append)
-            [port] = outcome  # endpoints of every kind that can be configured are bound at once
-            if isinstance(port, Failure):
-                port.raiseException()
-        except (CannotListenError, OSError, ValueError) as error:
-            reason = error.socketError if isinstance(error, CannotListenError) else error
-            raise ListenError(
-                f'listener "{listener.name}": cannot listen on {listener.endpoint}: {_first_line(reason)}'
-            ) from error
+        inherited = self._inherited.pop(listener.name, None)
+        shared = self._equipment.readiness is not None
+        port = open_port(self._reactor, listener, entrance, inherited, shared=shared)
         entrance.accept_streams(port)
         return _Bound(port, entrance)
-
-    def _place(self, listener: Listener) -> IStreamServerEndpoint:
-        if listener.name in self._inherited:
-            bound = socket.socket(fileno=self._inherited[listener.name])
-            self._inherited.pop(listener.name)
-            return AdoptedStreamServerEndpoint(self._reactor, bound.detach(), bound.family)
-        try:
-            return serverFromString(self._reactor, listener.endpoint)  # type: ignore[no-any-return]
-        except (LookupError, TypeError):
-            raise ValueError("systemd has passed no such socket") from None
 
     def _shut(self, bound: _Bound) -> None:
         bound.entrance.stop_accepting()
@@ -141,7 +117,12 @@ class Listening:
         self._closing.add(closing)
         closing.addBoth(lambda _: self._closing.discard(closing))
 
-    def _close_inherited(self) -> None:
+    def inherit(self, descriptors: Mapping[str, int]) -> None:
+        """Have these sockets, by listener name, for what the next change opens."""
+        self._inherited |= descriptors
+
+    def disown(self) -> None:
+        """Close the sockets that no listener was opened with."""
         while self._inherited:
             os.close(self._inherited.popitem()[1])
 
@@ -150,8 +131,70 @@ class Listening:
         bound, self._bound = list(self._bound.values()), {}
         for each in bound:
             self._shut(each)
-        self._close_inherited()
+        self.disown()
         return gatherResults(self._closing)
+
+
+def open_port(
+    reactor: Any, listener: Listener, factory: IProtocolFactory, inherited: int | None = None, *, shared: bool
+) -> IListeningPort:
+    """Bind a listener's port, or take one that is bound already, by systemd or whoever started us.
+
+    Args:
+        inherited: The descriptor of one that is bound; it is closed, as the port has its own.
+        shared: Whether others have such a port too: it becomes an `AdoptedPort`, from which Twisted does not accept.
+
+    Raises:
+        ListenError: that cannot be done.
+    """
+    try:
+        if inherited is not None and shared:
+            try:
+                return AdoptedPort(inherited)
+            finally:
+                os.close(inherited)
+        place = _place(reactor, listener, inherited)
+        if isinstance(place, AdoptedStreamServerEndpoint) and shared:
+            return AdoptedPort(place.fileno)
+        outcome: list[Any] = []
+        place.listen(factory).addBoth(outcome.append)
+        [port] = outcome  # endpoints of every kind that can be configured are bound at once
+        if isinstance(port, Failure):
+            port.raiseException()
+    except (CannotListenError, OSError, ValueError) as error:
+        reason = error.socketError if isinstance(error, CannotListenError) else error
+        raise ListenError(
+            f'listener "{listener.name}": cannot listen on {listener.endpoint}: {_first_line(reason)}'
+        ) from error
+    return port  # type: ignore[no-any-return]
+
+
+def _place(reactor: Any, listener: Listener, inherited: int | None) -> IStreamServerEndpoint:
+    if inherited is not None:
+        bound = socket.socket(fileno=inherited)
+        return AdoptedStreamServerEndpoint(reactor, bound.detach(), bound.family)
+    try:
+        return serverFromString(reactor, listener.endpoint)  # type: ignore[no-any-return]
+    except (LookupError, TypeError):
+        raise ValueError("systemd has passed no such socket") from None
+
+
+def taken_over(endpoints: Mapping[str, str], listeners: Sequence[Listener]) -> dict[str, str]:
+    """Which listener has the port of which before it: its own, or the one at its endpoint that has lost its listener.
+
+    Args:
+        endpoints: Where the listeners were until now, by name.
+    """
+    free, taken = dict(endpoints), {}
+    for listener in listeners:
+        if free.get(listener.name) == listener.endpoint:
+            taken[listener.name] = listener.name
+            del free[listener.name]
+    names = {endpoint: name for name, endpoint in free.items()}
+    for listener in listeners:
+        if listener.name not in taken and listener.endpoint in names:
+            taken[listener.name] = names.pop(listener.endpoint)
+    return taken
 
 
 def _endpoint(bound: _Bound) -> str:

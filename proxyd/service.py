@@ -97,7 +97,8 @@ class Proxy(Service):
         if self._listening is None:
             self._equipment = Equipment(self._reactor, self._replacements)
             self._equipment.adopt(self._equipment.prepare(self._config))
-            self._listening = Listening(self._reactor, self._equipment, self._inherited)
+            inherited, self._inherited = self._inherited, {}
+            self._listening = Listening(self._reactor, self._equipment, inherited)
             self._listening.change(self._config)
         return self._listening.addresses()
 
@@ -175,8 +176,11 @@ class Proxy(Service):
         if self._equipment is not None:
             self._equipment.reopen_logs()
 
-    def reload(self, config: Config) -> ReloadReport:
+    def reload(self, config: Config, inherited: Mapping[str, int] | None = None) -> ReloadReport:
         """Go over to another configuration; live flows go on.
+
+        Args:
+            inherited: Descriptors of listening sockets for listeners that are new, as at the start.
 
         Raises:
             ListenError: or the error of a file that the configuration names: then nothing has changed.
@@ -185,13 +189,17 @@ class Proxy(Service):
         equipment, listening = self._equipment, self._listening
         if equipment is None or listening is None or self._stopping is not None:
             raise RuntimeError("the proxy is not listening")
-        furnishing = equipment.prepare(config)
+        listening.inherit(inherited or {})
         try:
-            gone = tuple(flow for flow in self.flows if not flow.still_allowed(furnishing.policy))
-            changes = listening.change(config)
-        except BaseException:
-            equipment.drop(furnishing)
-            raise
+            furnishing = equipment.prepare(config)
+            try:
+                gone = tuple(flow for flow in self.flows if not flow.still_allowed(furnishing.policy))
+                changes = listening.change(config)
+            except BaseException:
+                equipment.drop(furnishing)
+                raise
+        finally:
+            listening.disown()
         equipment.adopt(furnishing)
         self._config = config
         self.log.info(

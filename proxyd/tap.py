@@ -5,19 +5,22 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.application.service import IService, MultiService
+from twisted.internet.defer import maybeDeferred
 from twisted.logger import Logger
 from twisted.python import usage
+from twisted.python.failure import Failure
 
 from proxyd.accounts.htpasswd import AccountsError
 from proxyd.config import Config, ConfigError
 from proxyd.ledger.access_log import AccessLogError
 from proxyd.listening import ListenError
 from proxyd.service import Proxy
+from proxyd.workers.supervisor import Supervisor, WorkerError, processes
 
-START_ERRORS = (AccountsError, AccessLogError, ConfigError, ListenError)
+START_ERRORS = (AccountsError, AccessLogError, ConfigError, ListenError, WorkerError)
 
 
 class Options(usage.Options):
@@ -28,12 +31,25 @@ class Options(usage.Options):
     optParameters = [["config", "c", None, "Configuration file; none: an embedded one that listens on loopback only."]]
 
 
+class Served(Protocol):
+    """A proxy, in one process or in several: a service that can do this too."""
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Start and stop with another service."""
+
+    def reload(self, config: Config) -> object:
+        """Go over to another configuration, at once or until a Deferred fires."""
+
+    def reopen_logs(self) -> None:
+        """Open the access logs again."""
+
+
 class Daemon(MultiService):
     """A proxy that obeys the signals of an operator: SIGHUP reloads, SIGUSR1 reopens the logs."""
 
     log = Logger()
 
-    def __init__(self, reactor: Any, proxy: Proxy, read: Callable[[], Config]) -> None:
+    def __init__(self, reactor: Any, proxy: Served, read: Callable[[], Config]) -> None:
         super().__init__()
         self._reactor = reactor
         self._proxy = proxy
@@ -43,14 +59,11 @@ class Daemon(MultiService):
     def privilegedStartService(self) -> None:
         """Bind, or say in one line why that cannot be done."""
         _raise_descriptor_limit()
-        try:
-            super().privilegedStartService()
-        except START_ERRORS as error:
-            raise SystemExit(f"proxyd: {error}") from None
+        _in_one_line(super().privilegedStartService)
 
     def startService(self) -> None:
         """Start, and listen to signals once the reactor has installed its own."""
-        super().startService()
+        _in_one_line(super().startService)
         self._reactor.callWhenRunning(self._obey_signals)
 
     def _obey_signals(self) -> None:
@@ -60,10 +73,21 @@ class Daemon(MultiService):
     def _reload(self) -> None:
         if not self.running:
             return
-        try:
-            self._proxy.reload(self._read())
-        except START_ERRORS as error:
-            self.log.error("the configuration was not reloaded, the old one stays: {error}", error=error)
+        reloaded = maybeDeferred(lambda: self._proxy.reload(self._read()))
+        reloaded.addErrback(self._not_reloaded)
+        reloaded.addErrback(lambda failure: self.log.failure("the reload failed", failure))
+
+    def _not_reloaded(self, failure: Failure) -> None:
+        failure.trap(*START_ERRORS)
+        self.log.error("the configuration was not reloaded, the old one stays: {error}", error=failure.value)
+
+
+def _in_one_line(start: Callable[[], object]) -> None:
+    """Start something, or end the process with one line that says why that cannot be done."""
+    try:
+        start()
+    except START_ERRORS as error:
+        raise SystemExit(f"proxyd: {error}") from None
 
 
 def _raise_descriptor_limit() -> None:
@@ -85,4 +109,5 @@ def makeService(options: Options) -> IService:
         config = read()
     except ConfigError as error:
         raise SystemExit(str(error)) from None
-    return Daemon(reactor, Proxy(reactor, config), read)
+    several = processes(config.settings) > 1
+    return Daemon(reactor, Supervisor(reactor, config) if several else Proxy(reactor, config), read)

@@ -62,6 +62,7 @@ class Memory:
         self._pending = 0
         self._taken = b""
         self.protocol = protocol
+        self.host: Any = IPv4Address("TCP", "192.0.2.1", 40000)
         self.reading = False
         self.stalled = False
         self.producer: Any = None
@@ -212,9 +213,9 @@ class Memory:
         """Close."""
         self.loseConnection()
 
-    def getHost(self) -> IPv4Address:
+    def getHost(self) -> Any:
         """Our address."""
-        return IPv4Address("TCP", "192.0.2.1", 40000)
+        return self.host
 
     def getPeer(self) -> IPv4Address:
         """The other side's."""
@@ -248,11 +249,12 @@ class Dialing:
 
 @dataclass
 class Dialer:
-    """Does what the test tells it; ``instant``: connects at once."""
+    """Does what the test tells it; ``instant``: connects at once; ``when_cancelled``: what happens just then."""
 
     clock: Clock
     instant: bool = True
     eager: bool = False
+    when_cancelled: Callable[[], object] = field(default=lambda: None)
     dialings: list[Dialing] = field(default_factory=list)
     origins: list[Memory] = field(default_factory=list)
 
@@ -268,12 +270,14 @@ class Dialer:
 
     def _cancelled(self, deferred: Deferred[Any]) -> None:
         next(each for each in self.dialings if each.deferred is deferred).cancelled = True
+        self.when_cancelled()
 
-    def connects(self) -> Memory:
-        """The last one that was asked for is there."""
+    def connects(self, host: Any = None) -> Memory:
+        """The last one that was asked for is there; ``host``: the address that we have towards it."""
         dialing = self.dialings[-1]
         connection = Connection()
         origin = Memory(self.clock, connection, eager=self.eager)
+        origin.host = host or origin.host
         connection.makeConnection(origin)
         self.origins.append(origin)
         dialing.deferred.callback((connection, dialing.addresses[0]))
@@ -327,7 +331,7 @@ class Records(list[AccessRecord]):
         self.append(record)
 
 
-ALLOW = Rule("all", True, ("*",), special_addresses=True)
+ALLOW = Rule("all", True, ("*",), ports=(range(1, 65536),), special_addresses=True)
 EVERYWHERE = frozenset(Door)
 
 

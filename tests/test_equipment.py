@@ -29,7 +29,7 @@ from proxyd.testing import LabReactor, RecordList, ScriptedDialer, StaticResolve
 
 T = TypeVar("T")
 
-ALICE = "alice:$2b$04$uUJQKzyA5FgPLc6y3ssbYe9EZUf1xqA1wqS8rBsSnaPKvjJKvjbLa\n"
+ALICE = "alice:$2b$04$ZtohShRF77OBDVMfAPRqD.XtIu2hqLreYgPsVkozy/hYAZJ8ZNXKG\n"
 OWN = Replacements()
 REST = """
 [listener:http]

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
+from twisted.internet import reactor  # noqa: TID251 - the one that runs these tests
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import CannotListenError, ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IConsumer, IHalfCloseableProtocol, IListeningPort, IPushProducer, ITCPTransport
 from twisted.internet.protocol import Factory, Protocol, connectionDone
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
@@ -43,6 +44,7 @@ from proxyd.testing import (
     joined,
 )
 from proxyd.testing.transport import WINDOW
+from tests.loopback import connect
 
 HERE = IPv4Address("TCP", "192.0.2.1", 50000)
 THERE = IPv4Address("TCP", "192.0.2.2", 80)
@@ -1011,7 +1013,7 @@ class LabTests(SynchronousTestCase):
     def test_accounts(self) -> None:
         """Passwords are checked as ever, but at once and without a thread."""
         users = Path(self.mktemp())
-        users.write_text("alice:$2b$04$uUJQKzyA5FgPLc6y3ssbYe9EZUf1xqA1wqS8rBsSnaPKvjJKvjbLa\n")
+        users.write_text("alice:$2b$04$ZtohShRF77OBDVMfAPRqD.XtIu2hqLreYgPsVkozy/hYAZJ8ZNXKG\n")
         lab = self.lab(CONFIG + f"users = alice\n[users]\nfile = {users.absolute()}\n")
         client = lab.connect("http")
         client.send(CONNECT)
@@ -1102,3 +1104,31 @@ class PiecesAloneTests(SynchronousTestCase):
         stopped = proxy.stopService()
         reactor.advance(1)
         self.successResultOf(stopped)
+
+
+class RealReactorTests(TestCase):
+    """The pieces work in any reactor."""
+
+    timeout = 20
+
+    async def test_memory_origin(self) -> None:
+        """Origins may be in memory where clients and listeners are real."""
+        records, dialer = RecordList(), ScriptedDialer(reactor)
+        resolver = StaticResolver({"www.example.com": ["93.184.216.34"]}, clock=reactor, delay=0.001)
+        origin = Origin(reactor, faults=Faults(piece=100))
+        dialer.place(origin, "93.184.216.34", 443)
+        loopback = CONFIG.replace("tcp:8080", "tcp:0:interface=127.0.0.1").replace("tcp:1080", "tcp:0")
+        config = Config.from_string(loopback)
+        proxy = Proxy(reactor, config, access_log=records, dialer=dialer, resolver=resolver)
+        self.addCleanup(proxy.stopService)
+        client = await connect((await proxy.listen())["http"])
+        client.transport.write(CONNECT)
+        await client.until(b"\r\n\r\n")
+        origin.reply(b"x" * 200000 + b"end")
+        await client.until(b"end")
+        origin.close()
+        client.transport.loseConnection()
+        await client.closed
+        while not records:
+            await deferLater(reactor, 0.001)
+        records.expect({"status": 200, "bytes_to_client": 200003, "address": "93.184.216.34:443"})

@@ -362,6 +362,8 @@ int client_go_on(struct client *client)
         if (done > 0) {
             if (!proceed(client, done))
                 return 0;
+            if (client->step == DONE)
+                return 1; /* what a proxy does afterwards concerns only those that hold */
         } else if (was_kept(client)) {
             reopen(client);
             return 1;
@@ -371,9 +373,7 @@ int client_go_on(struct client *client)
     }
 }
 
-void client_send_unasked(struct client *client)
+int client_give_up(struct client *client)
 {
-    result.unanswered++;
-    client->message.out_body = work.up;
-    client->step = ASKING;
+    return fail(client, "nobody says 100 Continue");
 }

@@ -20,7 +20,6 @@ struct work {
 struct result {
     long connections, exchanges, errors;
     long reopened;   /* connections that the proxy closed between two requests */
-    long unanswered; /* requests that waited for 100 Continue in vain */
     long resumed;    /* TLS sessions */
     char error[128]; /* the first */
 };
@@ -44,6 +43,6 @@ double seconds(void);
 void prepare_clients(double *latencies); /* one for each exchange, to be filled in */
 void client_open(struct client *client);
 int client_go_on(struct client *client); /* false when the connection has failed, which is counted */
-void client_send_unasked(struct client *client); /* the body, as nobody said 100 Continue */
+int client_give_up(struct client *client); /* waiting for 100 Continue; always false */
 void client_close(struct client *client);
 #endif

@@ -13,13 +13,14 @@ from proxyd.frontends.http import HttpDoor
 from proxyd.frontends.socks5 import Socks5Door
 from proxyd.net.connection import Connection
 from proxyd.net.linger import Closing, Linger, abandon
-from proxyd.net.tls import TLSContext, TLSLayer
+from proxyd.net.tls import TLSLayer
+from proxyd.net.tls_certificate import ServerCertificate
 from proxyd.request import Door, Identity
 from proxyd.wire.first_byte import Speaks, speaks
 from proxyd.wire.proxy_protocol import parse_proxy_header
 
 
-def arrive(connection: Connection, client: Client, egress: Egress, tls: TLSContext | None) -> None:
+def arrive(connection: Connection, client: Client, egress: Egress, tls: ServerCertificate | None) -> None:
     """Give a new connection its first receiver: its door, unless something has to come before."""
     listener = client.listener
     if listener.detect or listener.tls_first or listener.proxy_protocol:
@@ -35,7 +36,7 @@ class Arrival:
 
     __slots__ = ("_began", "_client", "_connection", "_deadline", "_egress", "_proxied", "_secure", "_tls", "_unread")
 
-    def __init__(self, connection: Connection, client: Client, egress: Egress, tls: TLSContext | None) -> None:
+    def __init__(self, connection: Connection, client: Client, egress: Egress, tls: ServerCertificate | None) -> None:
         self._connection = connection
         self._client = client
         self._egress = egress

@@ -68,7 +68,8 @@ class HttpDoor:
         self._waiting = settings.handshake_timeout  # seconds that the present silence may last
         self._seen: tuple[str, int] | None = None  # the turn that was looked at, and how far it had come
         self._look_every = min(settings.response_timeout, settings.idle_timeout) / LOOKS
-        self._deadline = egress.deadlines.after(min(self._waiting, self._look_every), self._look)
+        left = began + self._waiting - egress.clock.seconds()
+        self._deadline = egress.deadlines.after(min(left, self._look_every), self._look)
         connection.transport.registerProducer(self, True)
 
     # -- the connection -----------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.x509.oid import NameOID
-from OpenSSL import SSL
 from twisted.internet.interfaces import IAddress
 from twisted.python.failure import Failure
 
@@ -17,13 +18,6 @@ from proxyd.wire.first_byte import Speaks, speaks
 
 RECORD: Final = 16 * 1024
 """Plain bytes in the largest TLS record (RFC 8446 §5.1)."""
-
-BLOCK: Final = 4 * RECORD
-"""Bytes encrypted in one call, as many as one read brings. OpenSSL's memory keeps the size it has once had."""
-
-OVERHEAD: Final = 1024
-"""What the records of a block are longer than their contents, at most: headers, nonces and tags, unless the client has
-asked for tiny records."""
 
 _TLS_WANTED: Final = b"proxyd: this port speaks TLS; the proxy URL must begin with https://\n"
 HTTP_ON_TLS: Final = (
@@ -39,10 +33,9 @@ class TLSLayer:
     """One TLS session: the receiver of its connection's records, the transport of the connection inside.
 
     OpenSSL works on memory: what one read of the socket brought is handed on as one piece, and what is written leaves
-    in one piece, with few calls for many records. Back-pressure is the socket's own, in both directions. Of the
-    callables one is called, once: ``established`` with this layer when the handshake is done, to give the connection
-    inside its receiver; ``failed`` with the reason when it cannot be done, and the connection below is whoever's it was
-    again; ``left`` when the client goes before.
+    in one piece. Back-pressure is the socket's own, in both directions. Of the callables one is called, once:
+    ``established`` with this layer when the handshake is done, to give the connection inside its receiver; ``failed``
+    with the reason when it cannot be done, for the connection below to be closed; ``left`` when the client goes before.
     """
 
     __slots__ = (
@@ -51,8 +44,10 @@ class TLSLayer:
         "_failed",
         "_greeted",
         "_handshaking",
+        "_incoming",
         "_left",
         "_lower",
+        "_outgoing",
         "_paused",
         "_said_fin",
         "_tls",
@@ -62,14 +57,15 @@ class TLSLayer:
     def __init__(
         self,
         lower: Connection,
-        context: SSL.Context,
+        context: ssl.SSLContext,
         established: Callable[[TLSLayer], None],
         failed: Callable[[str], None],
         left: Callable[[], None],
     ) -> None:
         self._lower = lower
-        self._tls = SSL.Connection(context, None)
-        self._tls.set_accept_state()
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._established = established
         self._failed = failed
         self._left = left
@@ -84,11 +80,12 @@ class TLSLayer:
 
     def subject(self) -> str | None:
         """The common name of the client's verified certificate, or its whole subject where it has none."""
-        certificate = self._tls.get_peer_certificate(as_cryptography=True)
+        certificate = self._tls.getpeercert(binary_form=True)
         if certificate is None:
             return None
-        names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        return str(names[0].value) if names else certificate.subject.rfc4514_string() or None
+        subject = x509.load_der_x509_certificate(certificate).subject
+        names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        return str(names[0].value) if names else subject.rfc4514_string() or None
 
     # -- the receiver of records --------------------------------------------------------------------------------------
 
@@ -97,7 +94,7 @@ class TLSLayer:
         if self._handshaking:
             self._shake_hands(data)
         elif not self._ended:
-            self._tls.bio_write(data)
+            self._incoming.write(data)
             if not self._paused:
                 self._deliver()
 
@@ -106,12 +103,12 @@ class TLSLayer:
             self._explain_tls(speaks(data[0]))
             return
         self._greeted = True
-        self._tls.bio_write(data)
+        self._incoming.write(data)
         try:
             self._tls.do_handshake()
-        except SSL.WantReadError:
+        except ssl.SSLWantReadError:
             self._flush()
-        except SSL.Error as error:
+        except ssl.SSLError as error:
             self._flush()  # the alert that says why
             self._fail(explain(error))
         else:
@@ -133,33 +130,36 @@ class TLSLayer:
     def _deliver(self) -> None:
         """Hand on what the records hold, all that are here, and the end if that is here."""
         pieces: list[bytes] = []
-        broken = False
+        closed = broken = False
         try:
-            while True:
-                pieces.append(self._tls.recv(RECORD))
-        except SSL.WantReadError:
-            pass
-        except SSL.ZeroReturnError:
-            self._ended = True
-        except SSL.Error:
+            while self._incoming.pending and not closed:
+                piece = self._tls.read(RECORD)
+                pieces.append(piece)
+                closed = not piece
+        except ssl.SSLWantReadError:
+            pass  # the rest is part of a record
+        except ssl.SSLZeroReturnError:
+            closed = True
+        except ssl.SSLError:
             broken = True
-        if pieces:
+        self._flush()  # what TLS itself has to say: key updates, alerts
+        if any(pieces):
             self.inner.dataReceived(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        else:
-            self._flush()  # a refusal to renegotiate, or an alert; what else TLS itself has to say can wait for a write
         if broken:
             self._lower.transport.abortConnection()
-        elif self._ended:
-            self.inner.readConnectionLost()
+        elif closed and not self._ended:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        self.inner.readConnectionLost()
 
     def read_closed(self) -> None:
         """The client has said FIN, and perhaps close_notify before."""
         if self._handshaking:
             self._lower.transport.loseConnection()
         elif not self._ended:
-            self._ended = True
-            if not self._paused:
-                self.inner.readConnectionLost()
+            self._end()
 
     def lost(self, reason: Failure) -> None:
         """The connection is gone."""
@@ -173,33 +173,25 @@ class TLSLayer:
 
     def write(self, data: bytes) -> None:
         """Encrypt and send."""
-        if self._said_fin:
-            return
-        try:
-            for start in range(0, len(data), BLOCK):
-                self._flush(self._tls.send(data[start : start + BLOCK]))
-        except SSL.Error:
-            self._lower.transport.abortConnection()
+        if data and not self._said_fin:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError:
+                self._lower.transport.abortConnection()
+            else:
+                self._flush()
 
-    def _flush(self, size: int = RECORD) -> None:
-        """Send the records that wait; ``size`` is about how much they hold."""
-        room = size + OVERHEAD
-        try:
-            while True:
-                records = self._tls.bio_read(room)
-                self._lower.transport.write(records)
-                if len(records) < room:
-                    return
-        except SSL.WantReadError:
-            pass  # there are none, or no more
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._lower.transport.write(self._outgoing.read())
 
     def _say_fin(self) -> None:
         if not self._said_fin:
             self._said_fin = True
             try:
-                self._tls.shutdown()
-            except SSL.Error:  # it failed before
-                return
+                self._tls.unwrap()
+            except ssl.SSLError:  # the client has not said it yet, or the session failed before
+                pass
             self._flush()
 
     def loseWriteConnection(self) -> None:
@@ -221,11 +213,13 @@ class TLSLayer:
         self._lower.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """Read on, first what is here already. After the end it is told again, for there may be a new receiver."""
+        """Read on, first what is here already. The end is told again, for there may be a new receiver."""
         paused, self._paused = self._paused, False
-        if not self._ended:
-            self._lower.transport.resumeProducing()
-        if paused or self._ended:
+        if self._ended:
+            self.inner.readConnectionLost()
+            return
+        self._lower.transport.resumeProducing()
+        if paused:
             self._deliver()
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:

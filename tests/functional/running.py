@@ -32,6 +32,19 @@ LOOK_AGAIN = 0.02
 TROUBLE = ("Traceback", "Unhandled", "proxyd has a bug", "#critical")
 """What no client and no origin may bring into the log."""
 
+COUNTED = """
+from coverage import Coverage
+from twisted.internet import reactor
+from twisted.scripts.twistd import run
+reactor.addSystemEventTrigger("after", "shutdown", Coverage.current().save)
+run()
+"""
+"""A twistd whose lines are counted: Twisted ends a process by the signal it got, which would lose the counts."""
+
+TWISTD = [str(Path(sys.executable).with_name("twistd"))]
+if "COVERAGE_PROCESS_CONFIG" in os.environ:
+    TWISTD = [sys.executable, "-c", COUNTED]
+
 PROJECT = "proj.cn-hangzhou.log.aliyuncs.com"
 OTHER_PROJECT = "other.cn-hangzhou.log.aliyuncs.com"
 CONTROL = "logtail.cn-hangzhou.log.aliyuncs.com"
@@ -78,7 +91,7 @@ class Proxyd:
         self.log_path = folder / "twistd.log"
         self.access_path = folder / "access.json"
         self.squid_path = folder / "access.squid"
-        command = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "proxyd", "-c", str(self.config)]
+        command = [*TWISTD, "-n", "--pidfile=", "proxyd", "-c", str(self.config)]
         if descriptors:
             command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         with self.log_path.open("wb") as log:
@@ -143,9 +156,12 @@ class Proxyd:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def leave_descriptors(self, number: int) -> None:
-        """Let it open only that many more: new ones have the lowest free numbers, which must be below the limit."""
+        """Let it open that many files and sockets more: new ones have the lowest free numbers, all below the limit.
+
+        0 is for good: what it closes leaves no room either.
+        """
         unused = (descriptor for descriptor in itertools.count() if descriptor not in self.descriptors())
-        limit = next(itertools.islice(unused, number, None))
+        limit = next(itertools.islice(unused, number, None)) if number else 0
         _, hard = resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE, (limit, hard))
 

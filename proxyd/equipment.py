@@ -17,6 +17,7 @@ from proxyd.entrance import Crowd
 from proxyd.flow import Egress, RecordLog
 from proxyd.ledger.access_log import AccessLog
 from proxyd.ledger.formats import encode_json, encode_squid
+from proxyd.ledger.whole_lines import write_whole_lines
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.dialer import Dialer, TCPDialer
 from proxyd.net.dns import ServerResolver
@@ -195,6 +196,7 @@ class Equipment:
             [(path, encode) for path, encode in outputs if path],
             flush=settings.access_log_flush,
             buffer=settings.access_log_buffer,
+            write=write_whole_lines,
         )
         log.start()
         return log

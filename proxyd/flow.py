@@ -239,6 +239,7 @@ class Flow:
         self.record.address = destination.authority
 
     # -- endings --------------------------------------------------------------------------------------------------------
+  
 
     def tunnel(self, client: Connection, upstream: Connection, early: bytes = b"") -> None:
         """Join the two connections until both are done; the record is written then."""

@@ -73,9 +73,17 @@ class Daemon(MultiService):
     def _reload(self) -> None:
         if not self.running:
             return
-        reloaded = maybeDeferred(lambda: self._proxy.reload(self._read()))
+        reloaded = maybeDeferred(self._read_and_reload)
         reloaded.addErrback(self._not_reloaded)
         reloaded.addErrback(lambda failure: self.log.failure("the reload failed", failure))
+
+    def _read_and_reload(self) -> object:
+        config = self._read()
+        if isinstance(self._proxy, Proxy) and processes(config.settings) > 1:
+            self.log.warn(
+                "workers = {workers} counts from the next start on", workers=config.settings.workers or "auto"
+            )
+        return self._proxy.reload(config)
 
     def _not_reloaded(self, failure: Failure) -> None:
         failure.trap(*START_ERRORS)

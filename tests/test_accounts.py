@@ -377,7 +377,7 @@ class ThreadTests(TestCase):
     """Tests for the real threads, on the real reactor."""
 
     def started(self) -> Accounts:
-        from twisted.internet import reactor
+        from twisted.internet import reactor  # noqa: TID251 - a test of the real pool needs the real reactor
 
         path = Path(self.mktemp())
         path.write_text(ALICE + BOB)

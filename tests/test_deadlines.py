@@ -124,7 +124,9 @@ class DeadlinesTests(SynchronousTestCase):
         step=st.floats(0.01, 1),
     )
     def test_any_delays(self, start: float, delays: list[float], step: float):
-        """Whatever the times: never early, and late by two ticks at the most, as coarse as the clock's own steps are."""
+        """Whatever the times: never early, and late by two ticks at the most, as coarse as the clock's own steps
+        are.
+        """
         clock = Clock()
         clock.advance(start)
         deadlines = Deadlines(clock)

@@ -60,7 +60,7 @@ class BodyTests(DoorCase):
         """Each piece of a chunk is a chunk of its own."""
         client = self.connect()
         client.trickles(CHUNKED)
-        self.origin.heard
+        _ = self.origin.heard
         client.says(b"5\r\nhel")
         self.assertEqual(self.origin.heard, b"3\r\nhel\r\n")
         client.says(b"lo\r\n")
@@ -88,7 +88,7 @@ class BodyTests(DoorCase):
         """Chunks that break in the middle end the request: 400 for the client, an unfinished message for the origin."""
         client = self.connect()
         client.says(CHUNKED + b"5\r\nhello\r\n")
-        self.origin.heard
+        _ = self.origin.heard
         client.says(b"zz\r\n" + GET)
         self.assertEqual(answers(client.heard), [400])
         self.assertTrue(client.said_fin)
@@ -305,7 +305,7 @@ class RetryTests(DoorCase):
         first.says(GET)
         self.origin.says(OK)
         self.records.clear()
-        self.origin.heard
+        _ = self.origin.heard
         return self.connect()
 
     def test_again(self):
@@ -500,7 +500,7 @@ class EarlyAnswerTests(DoorCase):
         client = self.connect()
         client.says(LENGTH + b"hel")
         self.origin.says(OK[:-1])
-        self.origin.heard
+        _ = self.origin.heard
         client.says(b"lo" + GET)
         self.assertEqual(self.origin.heard, b"lo")
         self.origin.says(OK[-1:])
@@ -537,7 +537,7 @@ class PoolTests(DoorCase):
         client = self.connect()
         client.says(request)
         self.origin.says(response)
-        client.heard
+        _ = client.heard
         used = self.origin
         self.turn()
         again = self.connect()
@@ -591,9 +591,7 @@ class TimeTests(DoorCase):
         self.turn(40)
         self.assertEqual(status(client.heard), 504)
         self.drained(self.origin)
-        self.assertEqual(
-            self.outcome("error", "status", "closed_by"), [("connection_read_timeout", 504, "proxy")]
-        )
+        self.assertEqual(self.outcome("error", "status", "closed_by"), [("connection_read_timeout", 504, "proxy")])
         client.says(GET)
         self.assertEqual(self.origin.heard, GOT)
         client.resets()

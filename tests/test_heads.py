@@ -436,6 +436,4 @@ class FramingNameTests(SynchronousTestCase):
         """A request without a body gets no framing field, as a PUT without length must not be given one."""
         head = request(line=b"PUT http://100.100.100.200/latest/api/token HTTP/1.1")
         self.assertEqual(request_body(head), (Framing.NONE, 0))
-        self.assertEqual(
-            asked(head), b"PUT /latest/api/token HTTP/1.1\r\nHost: 100.100.100.200\r\nVia: 1.1 me\r\n\r\n"
-        )
+        self.assertEqual(asked(head), b"PUT /latest/api/token HTTP/1.1\r\nHost: 100.100.100.200\r\nVia: 1.1 me\r\n\r\n")

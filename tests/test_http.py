@@ -59,7 +59,9 @@ class SequenceTests(DoorCase):
         self.assertEqual(client.heard, SAID_OK)
 
     def test_kept(self):
-        """Requests to different hosts follow on one connection, each to its own: the pool of a client is the proxy's."""
+        """Requests to different hosts follow on one connection, each to its own: the pool of a client is the
+        proxy's.
+        """
         client = self.connect()
         for number, host in enumerate((b"203.0.113.1", b"203.0.113.2:8080")):
             client.says(b"GET http://" + host + b"/ HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -610,7 +612,7 @@ class SlowReaderTests(DoorCase):
         client.says(GET + GET)
         self.origin.says(b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000)
         client.closes()
-        self.origin.heard
+        _ = self.origin.heard
         client.takes()
         self.assertEqual(self.origin.heard, GOT)
         self.origin.says(OK)
@@ -677,7 +679,7 @@ class TimeTests(DoorCase):
             client = self.connect()
             client.says(pieces[0])
             self.origin.says(OK)
-            client.heard
+            _ = client.heard
             self.turn(100 if len(pieces) > 1 else 0)
             client.says(*pieces[1:])
             self.turn(28)

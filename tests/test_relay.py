@@ -289,7 +289,9 @@ class RelayScenarios:
     # -- half-close ---------------------------------------------------------------------------------------------------
 
     async def test_client_finishes_first(self) -> None:
-        """The client's FIN reaches the origin; what the origin says then reaches the client, and its FIN ends it all."""
+        """The client's FIN reaches the origin; what the origin says then reaches the client, and its FIN ends it
+        all.
+        """
         relay = self.open()
         self.client.say(b"question")
         self.client.finish()

@@ -12,9 +12,7 @@ SAID_CHUNKED = b"HTTP/1.1 200 OK\r\n" + DATE + VIA + b"Transfer-Encoding: chunke
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n" + DATE + b"\r\n"
 UPGRADE = GET.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n")
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-SAID_SWITCHING = (
-    b"HTTP/1.1 101 Switching Protocols\r\n" + VIA + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-)
+SAID_SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n" + VIA + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 
 
 class ResponseCase(DoorCase):
@@ -24,7 +22,7 @@ class ResponseCase(DoorCase):
         """A client that has asked."""
         client = self.connect(eager=eager)
         client.says(request)
-        self.origin.heard
+        _ = self.origin.heard
         return client
 
 
@@ -197,9 +195,7 @@ class InvalidTests(ResponseCase):
         self.assertEqual(client.heard, SAID_CHUNKED + b"2\r\nok\r\n")
         self.drained(client, self.origin)
         self.assertTrue(client.aborted)
-        self.assertEqual(
-            self.outcome("status", "error", "closed_by"), [(200, "http_protocol_error", "proxy")]
-        )
+        self.assertEqual(self.outcome("status", "error", "closed_by"), [(200, "http_protocol_error", "proxy")])
 
 
 class TruncatedTests(ResponseCase):

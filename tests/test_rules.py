@@ -217,7 +217,8 @@ CASES: dict[str, tuple[Sequence[Rule], Request, IPAddress | None, Verdict]] = {
     "a denying rule with special addresses denies": ([deny("*", special_addresses=True)], request(), PRIVATE, DENY),
     "a mapped loopback address is denied": ([rule("*")], request("[::ffff:127.0.0.1]"), None, DENY),
     "the proxy's own address is denied": ([rule("*", ports=EVERY_PORT)], request("8.8.4.4", port=8080), None, DENY),
-    "the proxy's own address is denied when a name leads there": ([rule("*", ports=EVERY_PORT)], request(port=8080), OWN, DENY),
+    "the proxy's own address is denied when a name leads there": (
+        [rule("*", ports=EVERY_PORT)], request(port=8080), OWN, DENY),
     "the proxy's own address in mapped form is denied": (
         [rule("*", ports=EVERY_PORT)], request(port=8080), IPv6Address("::ffff:8.8.4.4"), DENY),
     "the proxy's own address is allowed where the rule says so": (
@@ -280,7 +281,9 @@ class DecideTests(SynchronousTestCase):
 
     def test_no_own_address(self) -> None:
         """Without being told, a policy takes no address for the proxy's own."""
-        self.assertIs(Policy([rule("*", ports=EVERY_PORT)], {}).decide(request("8.8.4.4", port=8080)).verdict, Verdict.ALLOW)
+        self.assertIs(
+            Policy([rule("*", ports=EVERY_PORT)], {}).decide(request("8.8.4.4", port=8080)).verdict, Verdict.ALLOW
+        )
 
     def test_challenged(self) -> None:
         """A challenge names the rule that needs a user, and is no error."""

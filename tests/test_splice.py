@@ -20,6 +20,7 @@ NOBODY = 65534
 PAGE = 4096
 BODY = bytes(range(253)) * 5003
 
+
 def open_descriptors() -> set[str]:
     """The process's descriptors."""
     return set(os.listdir("/proc/self/fd"))

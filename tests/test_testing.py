@@ -974,8 +974,10 @@ class LabTests(SynchronousTestCase):
         lab.origin("www.example.com", 443)
         lab.origin("logs.example.com", 80)
         lab.origin("two.example.com", 80, "93.184.216.34", "93.184.216.35")
-        known = {name: [str(address) for address in lab.resolver.knows(f"{name}.example.com")] for name in
-                 ("www", "logs", "two")}
+        known = {
+            name: [str(address) for address in lab.resolver.knows(f"{name}.example.com")]
+            for name in ("www", "logs", "two")
+        }
         self.assertEqual(
             known, {"www": ["93.184.216.1"], "logs": ["93.184.216.2"], "two": ["93.184.216.34", "93.184.216.35"]}
         )

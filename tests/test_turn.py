@@ -80,9 +80,7 @@ class BasicTests(DoorCase):
         client = self.connect()
         for credentials in (b"us@er:p:w:", b"us@er:p\xc3\xb6w", b"\xff:\xfe"):
             client.says(with_field(basic(credentials)))
-        self.assertEqual(
-            self.accounts.asked, [(b"us@er", b"p:w:"), (b"us@er", b"p\xc3\xb6w"), (b"\xff", b"\xfe")]
-        )
+        self.assertEqual(self.accounts.asked, [(b"us@er", b"p:w:"), (b"us@er", b"p\xc3\xb6w"), (b"\xff", b"\xfe")])
         self.assertEqual(answers(client.heard), [407] * 3)
 
     def test_wrong(self):

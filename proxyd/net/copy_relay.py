@@ -17,7 +17,9 @@ from proxyd.net.relay import Limits, Relay
 
 
 class CopyRelay(Relay):
-    """A tunnel over TLS, a memory transport, or wherever the kernel cannot do it; back-pressure by producer and consumer."""
+    """A tunnel over TLS, a memory transport, or wherever the kernel cannot do it; back-pressure by producer and
+    consumer.
+    """
 
     __slots__ = ("_down", "_up")
 

@@ -57,7 +57,7 @@ class Deadlines:
                 deadline, _ = bucket.popitem()
                 try:
                     deadline.call()
-                except Exception:
+                except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends this one alone
                     self._log.failure("a deadline's call failed")
         if self._buckets and self._timer is None:
             self._timer = self._clock.callLater(self._tick, self._turn)

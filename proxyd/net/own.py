@@ -23,9 +23,7 @@ _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 class OwnAddresses:
     """Asks the kernel's routing table whether an address is local: a request to it would come back to this machine."""
 
-    def __init__(
-        self, clock: IReactorTime, make_socket: Callable[[int, int], socket.socket] = socket.socket
-    ) -> None:
+    def __init__(self, clock: IReactorTime, make_socket: Callable[[int, int], socket.socket] = socket.socket) -> None:
         self._clock = clock
         self._make_socket = make_socket
         self._known: dict[IPAddress, tuple[float, bool]] = {}

@@ -113,7 +113,7 @@ class Readiness:
             if watch is not None:
                 try:
                     self._serve(watch, event)
-                except Exception:
+                except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends this one alone
                     self._fail(watch)
 
     def _serve(self, watch: Watch, event: int) -> None:
@@ -140,7 +140,7 @@ class Readiness:
         self._log.failure("a connection's code failed", failure)
         try:
             watch.broken(failure)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends this one alone
             self._log.failure("a failed connection could not be ended")
 
     def connectionLost(self, reason: Failure) -> None:

@@ -13,6 +13,7 @@ from proxyd.net.connection import Connection
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.idle import IdleWatch
 
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long and how fast a tunnel may run: seconds, bytes, bytes per second and direction; 0 is no limit."""
@@ -26,7 +27,8 @@ class Limits:
 class Relay:
     """A tunnel between two connections; the common part of both ways to move its bytes.
 
-    ``early`` counts the client's bytes that came with its handshake and are on their way already. ``ended`` is called once, when both sides are closed or have been told to close; ``closed_by`` then says who ended it
+    ``early`` counts the client's bytes that came with its handshake and are on their way already. ``ended`` is called
+    once, when both sides are closed or have been told to close; ``closed_by`` then says who ended it
     (``client``, ``origin`` or ``proxy``), and ``error`` why, if it was not by a FIN from both sides.
     """
 

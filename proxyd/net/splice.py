@@ -11,7 +11,8 @@ from proxyd.net.readiness import Readiness
 from proxyd.net.transport import Stream
 
 PIPE_SIZE = 1024 * 1024
-"""Bytes a pipe is asked to hold. A user without privileges has 64 of these (/proc/sys/fs/pipe-user-pages-soft); then the
+"""Bytes a pipe is asked to hold. A user without privileges has 64 of these (/proc/sys/fs/pipe-user-pages-soft); then
+the
 kernel gives smaller ones, which work as well with more system calls."""
 
 POOLED_PIPES = 32
@@ -101,14 +102,30 @@ class Owner(Protocol):
 class Transfer:
     """Bytes on their way from one stream to another: until the source's end, or for a number of bytes.
 
-    While it runs it reads for the source's transport and writes for the sink's, which has nothing pending in user space;
+    While it runs it reads for the source's transport and writes for the sink's, which has nothing pending in user
+    space;
     the transports still own the sockets. ``moved`` counts the bytes taken from the source, ``left`` those still to come
     (negative: until the source's end).
     """
 
-    __slots__ = ("_chunk", "_delayed", "_held", "_owed", "_owner", "_pipe", "_splicer", "left", "moved", "rate", "sink", "source")
+    __slots__ = (
+        "_chunk",
+        "_delayed",
+        "_held",
+        "_owed",
+        "_owner",
+        "_pipe",
+        "_splicer",
+        "left",
+        "moved",
+        "rate",
+        "sink",
+        "source",
+    )
 
-    def __init__(self, splicer: Splicer, source: Stream, sink: Stream, owner: Owner, *, chunk: int, length: int = -1) -> None:
+    def __init__(
+        self, splicer: Splicer, source: Stream, sink: Stream, owner: Owner, *, chunk: int, length: int = -1
+    ) -> None:
         self._splicer = splicer
         self._owner = owner
         self._chunk = chunk

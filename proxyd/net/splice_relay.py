@@ -16,7 +16,9 @@ from proxyd.net.splice import Splicer, Transfer
 
 
 class SpliceRelay(Relay):
-    """A tunnel whose bytes never leave the kernel; the transports keep their sockets, and their protocols hear the end."""
+    """A tunnel whose bytes never leave the kernel; the transports keep their sockets, and their protocols hear the
+    end.
+    """
 
     __slots__ = ("_down", "_open", "_up")
 

@@ -24,7 +24,8 @@ LOST: Final = Failure(ConnectionLost())
 
 
 class Stream(tcp.Connection):
-    """A connected, non-blocking socket whose writes go to the kernel at once and whose readiness comes from our own epoll set.
+    """A connected, non-blocking socket whose writes go to the kernel at once and whose readiness comes from our own
+    epoll set.
 
     Without a `Readiness` (no epoll, or a foreign reactor) it is an ordinary Twisted transport that still sends at once.
     """

@@ -29,7 +29,8 @@ class Rule:
 
     Every condition must match; an empty one matches whatever comes, but ``destinations`` must be given: each is
     canonical, ``example.com``, ``.example.com`` (that domain and its subdomains), ``192.0.2.1``, ``2001:db8::/32``
-    or ``*``. Without ``ports`` an allow rule is about `DEFAULT_PORTS`, a deny rule about every port. Where both ``users`` and ``groups`` are given, either suffices.
+    or ``*``. Without ``ports`` an allow rule is about `DEFAULT_PORTS`, a deny rule about every port. Where both
+    ``users`` and ``groups`` are given, either suffices.
     """
 
     name: str

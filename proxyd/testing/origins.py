@@ -151,9 +151,7 @@ class ScriptedDialer:
             call = self._clock.callLater(delay, self._connect, done, protocol, found, port)
         return done
 
-    def _find(
-        self, addresses: Sequence[IPAddress], port: int, timeout: float
-    ) -> tuple[float, IPAddress | ProxyError]:
+    def _find(self, addresses: Sequence[IPAddress], port: int, timeout: float) -> tuple[float, IPAddress | ProxyError]:
         """When an attempt ends, and how: with the address that is connected to, or an error."""
         delay, met = 0.0, set()
         for address in addresses:

@@ -51,9 +51,7 @@ class LabReactor(Clock):
 
     # -- listening ----------------------------------------------------------------------------------------------------
 
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
+    def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> IListeningPort:
         """Listen on a port that exists in this reactor alone.
 
         Raises:

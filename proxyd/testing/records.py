@@ -27,8 +27,7 @@ class RecordList(list[AccessRecord]):
             AttributeError: a record has no such field.
         """
         seen = [
-            {name: getattr(record, name) for name in wanted}
-            for record, wanted in zip(self, expected, strict=False)
+            {name: getattr(record, name) for name in wanted} for record, wanted in zip(self, expected, strict=False)
         ]
         seen += [_told(record) for record in self[len(expected) :]]
         if seen != [dict(wanted) for wanted in expected]:

@@ -38,13 +38,13 @@ class Post:
         self._leaving: set[WorkerProcess] = set()
         self._delay = 0.0
         self._next: IDelayedCall | None = None
-        self._problem = ""
+        self._problem: str | None = None
         self._empty: Deferred[None] | None = None
 
     # -- filling it ---------------------------------------------------------------------------------------------------
 
-    def fill(self) -> Deferred[str | None]:
-        """Start a process; fires with ``None`` once it serves, or with its problem.
+    def fill(self) -> WorkerProcess:
+        """Start a process; it does nothing yet.
 
         Raises:
             OSError: no process can be started.
@@ -52,7 +52,7 @@ class Post:
         process = WorkerProcess(self._reactor, self._number, self._ended)
         process.spawn()
         self.process = process
-        return process.configure(*self._duty())
+        return process
 
     def refill(self) -> None:
         """Put a new process into the place, which may be empty; the old one drains meanwhile."""
@@ -63,22 +63,24 @@ class Post:
     def _try(self) -> None:
         self._next = None
         try:
-            self.fill().addCallback(self._filled)
+            process = self.fill()
         except OSError as error:
-            self._problem = str(error)
-            self._follow("could not be started")
+            self._follow(f"cannot be started: {error}")
+        else:
+            process.configure(*self._duty()).addCallback(self._configured, process)
 
-    def _filled(self, problem: str | None) -> None:
-        if problem is not None and self.process is not None:
+    def _configured(self, problem: str | None, process: WorkerProcess) -> None:
+        if problem is not None and process is self.process:
             self._problem = problem
-            self.process.kill()
+            process.kill()
 
     def _ended(self, process: WorkerProcess, how: str) -> None:
         if process is self.process:
             self.process = None
             if process.serves_since is not None and self._reactor.seconds() - process.serves_since >= HEALTHY:
                 self._delay = 0.0
-            self._follow(f"ended, {how}")
+            problem, self._problem = self._problem, None
+            self._follow(f"ended, {how}" if problem is None else f"cannot serve: {problem}")
         else:
             self._leaving.discard(process)
             self._tell_if_empty()
@@ -86,12 +88,10 @@ class Post:
     def _follow(self, what: str) -> None:
         """Let a new process follow, later each time."""
         self._delay = min(self._delay * 2 or FIRST_DELAY, LONGEST_DELAY)
-        problem, self._problem = self._problem, ""
         self._log.error(
-            "worker {number} {what}{problem}; a new one follows in {delay:g} s",
+            "worker {number} {what}; a new one follows in {delay:g} s",
             number=self._number,
             what=what,
-            problem=problem and f": {problem}",
             delay=self._delay,
         )
         self._next = self._reactor.callLater(self._delay, self._try)

@@ -25,7 +25,7 @@ CONTROL = 3
 """The descriptor that a worker finds its end of the channel at."""
 
 ANSWER_PATIENCE = 30.0
-"""Seconds until a worker must have answered: it reads files, and that is all."""
+"""Seconds until a worker must have answered: it starts, it reads files, and that is all."""
 
 AFTER_DRAIN = 10.0
 """Seconds for what comes behind ``drain_timeout``: last words to the clients, the rest of the access log, the end."""
@@ -51,7 +51,7 @@ class WorkerProcess(ProcessProtocol):
         """When it first served something."""
         self._drain_timeout = 0.0
         ours, self._theirs = socket.socketpair()
-        self.channel = Channel(ours, self._received, self._lost)
+        self.channel = Channel(ours, self._received, self._lost, ANSWER_PATIENCE)
 
     def spawn(self) -> None:
         """Start the process.

@@ -74,14 +74,15 @@ class Supervisor(Service):
     def _man(self) -> None:
         answers: list[str | None] = []
         try:
-            for _ in range(self._config.settings.workers):
-                self._add_post().fill().addCallback(answers.append)
+            processes = [self._add_post().fill() for _ in range(self._config.settings.workers)]
         except OSError as error:
             raise WorkerError(f"worker {len(self._posts)} cannot be started: {error}") from None
-        channels = [post.process.channel for post in self._posts if post.process is not None]
-        wait(channels, lambda: len(answers) == len(self._posts) or any(answers), ANSWER_PATIENCE)
+        for process in processes:
+            process.configure(*self._duty()).addCallback(answers.append)
+        channels = [process.channel for process in processes]
+        wait(channels, lambda: len(answers) == len(processes) or any(answers), ANSWER_PATIENCE)
         problems = [answer for answer in answers if answer is not None]
-        if problems or len(answers) < len(self._posts):
+        if problems or len(answers) < len(processes):
             raise WorkerError(problems[0] if problems else "a worker does not answer")
 
     def _add_post(self) -> Post:
@@ -107,16 +108,14 @@ class Supervisor(Service):
         return self._turn.run(lambda: Deferred.fromCoroutine(self._reload(share(config))))
 
     async def _reload(self, config: Config) -> None:
+        if not self.running:
+            raise WorkerError("proxyd is stopping")
         prepared = self._sockets.prepare(config.listeners)
         try:
             await self._spread(config, prepared.fresh)
         except WorkerError:
             self._sockets.drop(prepared)
-            self._refill()
             raise
-        if not self.running:
-            self._sockets.drop(prepared)
-            return
         self._sockets.adopt(prepared)
         self._config = config
         self._refill()
@@ -125,16 +124,21 @@ class Supervisor(Service):
     async def _spread(self, config: Config, fresh: Mapping[str, int]) -> None:
         """Tell one worker after the other. What the first refuses is wrong, and then no other hears of it."""
         taken = False
-        for process in [post.process for post in self._posts if post.process is not None]:
-            if process.serves_since is None:
+        for post in self._posts:
+            process = post.process
+            if process is None or process.serves_since is None:
                 continue
             problem = await process.configure(config, fresh)
+            if not self.running:
+                raise WorkerError("proxyd is stopping")
             if problem is None:
                 taken = True
-            elif not taken:
-                raise WorkerError(problem)
-            else:
+            elif taken:
                 self.log.error("a worker is replaced, as it could not be configured: {problem}", problem=problem)
+            else:
+                if process.config is None:  # whatever it does, and will do
+                    post.refill()
+                raise WorkerError(problem)
 
     def _refill(self) -> None:
         """Have as many workers as there should be, all with the configuration that is in force."""

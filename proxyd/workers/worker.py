@@ -23,6 +23,9 @@ from proxyd.workers.process import CONTROL
 SUPERVISORS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that the supervisor obeys. They may be sent to the whole group: Ctrl-C, a terminal that goes, systemd."""
 
+SEND_PATIENCE = 5.0
+"""Seconds that a line for the log may wait, and all clients with it, until the supervisor counts as lost."""
+
 
 @implementer(ILogObserver)
 class Worker:
@@ -31,7 +34,7 @@ class Worker:
     def __init__(self, reactor: Any, control: socket.socket, make_proxy: Callable[..., Proxy] = Proxy) -> None:
         self._reactor = reactor
         self._make_proxy = make_proxy
-        self._channel = Channel(control, self._received, self.end)
+        self._channel = Channel(control, self._received, self.end, SEND_PATIENCE)
         self._proxy: Proxy | None = None
         self._sockets: dict[str, int] = {}
         self._ending = False

@@ -238,8 +238,7 @@ class Flow:
             destination = Destination.of_address(address, destination.port)
         self.record.address = destination.authority
 
-    # -- endings --------------------------------------------------------------------------------------------------------
-  
+    # -- endings ------------------------------------------------------------------------------------------------
 
     def tunnel(self, client: Connection, upstream: Connection, early: bytes = b"") -> None:
         """Join the two connections until both are done; the record is written then."""

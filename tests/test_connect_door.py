@@ -33,7 +33,9 @@ class ConnectTests(DoorCase):
         self.assertEqual(client.heard, b", and the tail")
         self.drained(client, self.origin)
         self.assertEqual(
-            self.outcome("protocol", "method", "destination", "status", "bytes_from_client", "bytes_to_client", "error"),
+            self.outcome(
+                "protocol", "method", "destination", "status", "bytes_from_client", "bytes_to_client", "error"
+            ),
             [("connect", "CONNECT", "origin.example:443", 200, 9, 24, None)],
         )
 

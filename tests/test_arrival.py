@@ -220,8 +220,9 @@ class TLSPeer:
         self._in.write(self.client.heard)
         pieces = []
         try:
-            while True:
-                pieces.append(self._tls.read(65536))
+            while piece := self._tls.read(65536):
+                pieces.append(piece)
+            self.ended = True
         except ssl.SSLZeroReturnError:
             self.ended = True
         except ssl.SSLWantReadError:

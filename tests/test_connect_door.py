@@ -44,7 +44,8 @@ class ConnectTests(DoorCase):
         for head in (
             b"CONNECT origin.example:443 HTTP/1.0\r\n\r\n",
             b"CONNECT origin.example:443 HTTP/1.0\r\nProxy-Authorization: Basic x\r\n\r\n",
-            b"CONNECT origin.example:443 HTTP/1.1\r\nProxy-Connection: KeepAlive\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+            b"CONNECT origin.example:443 HTTP/1.1\r\nProxy-Connection: KeepAlive\r\n"
+            b"Host: x\r\nContent-Length: 0\r\n\r\n",
             b"CONNECT ORIGIN.example.:443 HTTP/1.1\r\nHost: other.example\r\nConnection: close\r\n\r\n",
             b"CONNECT [2001:db8::1]:443 HTTP/1.1\r\nHost: [2001:db8::1]:443\r\n\r\n",
             b"CONNECT 2001:db8::1:443 HTTP/1.1\r\nHost: 2001:db8::1:443\r\n\r\n",

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 """Methods that may be sent again when a reused connection turns out to be dead (RFC 9110 §9.2.2)."""
 
-_ENDED_BY_ORIGIN = frozenset({ErrorType.CONNECTION_TERMINATED, ErrorType.HTTP_RESPONSE_INCOMPLETE})
-
 
 class Exchange(Turn):
     """One forward request: its way to the origin; the way back is its `Response`'s."""
@@ -211,7 +209,7 @@ class Exchange(Turn):
             self.flow.record.bytes_to_client += len(early)
         self.flow.tunnel(client, self.upstream, self.door.unread())
 
-    def refuse(self, error: ProxyError) -> None:
+    def refuse(self, error: ProxyError, closed_by: str = "proxy") -> None:
         """The exchange cannot be completed: say so if no answer has begun, else cut it off."""
         if self.over:
             return
@@ -220,7 +218,7 @@ class Exchange(Turn):
             super().refuse(error)
             return
         self.over = True
-        self.flow.fail(error, closed_by="origin" if error.error in _ENDED_BY_ORIGIN else "proxy")
+        self.flow.fail(error, closed_by=closed_by)
         self.door.cut()
 
     def _drop_upstream(self) -> None:

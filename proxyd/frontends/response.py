@@ -74,11 +74,13 @@ class Response:
         self._broken("the connection to the origin was lost")
 
     def _broken(self, detail: str) -> None:
-        if not self.answered and not self._unread:
-            if not self._exchange.retry():
-                self._exchange.refuse(ProxyError(ErrorType.CONNECTION_TERMINATED, f"{detail} without a response"))
+        if self.answered or self._unread:
+            error = ProxyError(ErrorType.HTTP_RESPONSE_INCOMPLETE, f"{detail} in mid-response")
+        elif self._exchange.retry():
             return
-        self._exchange.refuse(ProxyError(ErrorType.HTTP_RESPONSE_INCOMPLETE, f"{detail} in mid-response"))
+        else:
+            error = ProxyError(ErrorType.CONNECTION_TERMINATED, f"{detail} without a response")
+        self._exchange.refuse(error, closed_by="origin")
 
     # -- heads --------------------------------------------------------------------------------------------------------
 

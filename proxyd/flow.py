@@ -133,8 +133,9 @@ class Flow:
         record.method = request.method
         if request.identity is not None:
             record.user, record.proof = request.identity.name, request.identity.proof
-        self._judge(self._egress.policy.decide(request))
+        decision = self._egress.policy.decide(request)
         record.policy = self._since_start()
+        self._judge(decision)
 
     def _judge(self, decision: Decision) -> None:
         self.decision = decision
@@ -183,7 +184,7 @@ class Flow:
             else:
                 self._looked_up(None, began)
                 self._dialing = self._resolved(found, began, timeout)
-        except ProxyError:
+        except Exception:  # noqa: BLE001 - a resolver or dialer of somebody else's may raise what it likes: a 500
             self._dialing = fail()
         return self._dialing
 
@@ -311,7 +312,7 @@ class Flow:
 
     def cancel_dialing(self) -> None:
         """The client left: stop looking for a way out."""
-        if self._dialing is not None and not self._dialing.called:
+        if self._dialing is not None:
             self._dialing.cancel()
 
     def _since_start(self) -> float:

@@ -351,7 +351,7 @@ class DoorCase(SynchronousTestCase):
     splicer: Any = None
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = self.make_clock()
         self.clock.rightNow = NOW
         self.records = Records()
         self.resolver = Resolver()
@@ -374,6 +374,10 @@ class DoorCase(SynchronousTestCase):
             via="proxyd-test",
         )
         self.addCleanup(self.check_flows)
+
+    def make_clock(self) -> Clock:
+        """The time, and whatever else a test needs of a reactor."""
+        return Clock()
 
     def check_flows(self) -> None:
         """Whatever happened in the test, no flow is left without its record, and none has two."""

@@ -192,6 +192,17 @@ class ConnectTests(DoorCase):
         self.assertEqual(status(client.heard), 502)
         self.assertEqual(self.outcome("error"), [("proxy_loop_detected",)])
 
+    def test_long_dial(self):
+        """A request that is being dialed is nobody's silence: dialing has limits of its own."""
+        self.dialer.instant = False
+        client = self.connect()
+        client.says(CONNECT)
+        self.turn(60)
+        self.assertFalse(client.closed)
+        self.dialer.connects()
+        self.assertEqual(client.heard, OPEN)
+        client.resets()
+
     def tunnel(self) -> Memory:
         """A client with an open tunnel."""
         client = self.connect()

@@ -356,26 +356,80 @@ class TransferTests(StreamCase):
         self.assertEqual(open_descriptors(), before)
 
     def test_no_pipe(self):
-        """When descriptors have run out, the transfer tries again after a while; it is not asked without end."""
+        """When descriptors have run out, the transfer goes on without a pipe, and its end is an end."""
         self.pipes.most = 0
         transfer = self.transfer()
-        self.sender.send(b"abc")
+        self.send_all(BODY[:100_000])
+        self.assertTrue(self.heard == BODY[:100_000])
+        self.sender.shutdown(socket.SHUT_WR)
         self.turn()
-        self.reactor.advance(0.04)
+        self.assertEqual((self.owner.heard, transfer.moved), (["began", "finished"], 100_000))
+
+    def test_no_pipe_but_a_length(self):
+        """Without a pipe too the transfer takes not one byte more than its length."""
+        self.pipes.most = 0
+        transfer = self.transfer(length=100_000)
+        self.send_all(BODY[:100_001])
+        self.assertTrue(self.heard == BODY[:100_000])
+        self.assertEqual((self.owner.heard, transfer.left), (["began", "finished"], 0))
+        self.assertEqual(self.source.socket.recv(10), BODY[100_000:100_001])
+
+    def test_no_pipe_and_a_full_sink(self):
+        """Without a pipe nothing is taken that the sink has no room for: the transfer looks again after a while."""
+        self.pipes.most = 0
+        transfer = self.transfer()
+        while not self.reactor.getDelayedCalls():
+            try:
+                self.sender.send(bytes(65536))
+            except BlockingIOError:
+                pass
+            self.turn()
+        moved = transfer.moved
         self.turn()
-        self.assertEqual((self.hear(), self.owner.heard), (b"", []))
-        self.pipes.most = 1
-        self.reactor.advance(0.02)
+        self.assertEqual(transfer.moved, moved)
+        self.hear()
+        self.reactor.advance(0.05)
         self.turn()
-        self.assertEqual(self.hear(), b"abc")
-        self.assertEqual(transfer.moved, 3)
+        self.assertGreater(transfer.moved, moved)
+
+    def test_no_pipe_and_a_source_reset(self):
+        """Without a pipe too a reset at the source is told as such."""
+        self.pipes.most = 0
+        self.transfer()
+        self.send_all(b"abc")
+        reset(self.sender)
+        self.turn()
+        self.assertEqual(self.owner.heard, ["began", "source broke"])
+
+    def test_no_pipe_and_a_sink_reset(self):
+        """Without a pipe too a reset at the sink is found by the next bytes for it."""
+        self.pipes.most = 0
+        self.transfer()
+        self.send_all(b"abc")
+        self.sink.socket.shutdown(socket.SHUT_WR)
+        self.sender.send(b"def")
+        self.turn()
+        self.assertEqual(self.owner.heard, ["began", "sink broke"])
+
+    def test_no_pipe_and_a_rate(self):
+        """Without a pipe too bytes beyond the rate are waited for."""
+        self.pipes.most = 0
+        transfer = self.transfer(rate=1000)
+        self.send_all(b"a" * 3000)
+        self.sender.send(b"b")
+        self.turn()
+        self.assertEqual(transfer.moved, 3000)
 
     def test_stop_without_pipe(self):
-        """Nor is it after a stop."""
+        """A stop ends the waiting for a full sink too."""
         self.pipes.most = 0
         transfer = self.transfer()
-        self.sender.send(b"abc")
-        self.turn()
+        while not self.reactor.getDelayedCalls():
+            try:
+                self.sender.send(bytes(65536))
+            except BlockingIOError:
+                pass
+            self.turn()
         transfer.stop()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 

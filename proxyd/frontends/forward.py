@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from proxyd.errors import ErrorType, ProxyError
 from proxyd.frontends.answers import last_hop_answer
-from proxyd.frontends.heads import Target, check_loop, max_forwards, parse_target, upstream_head, wanted_upgrade
+from proxyd.frontends.heads import ForwardUrl, check_loop, max_forwards, parse_target, upstream_head, wanted_upgrade
 from proxyd.frontends.response import Response
 from proxyd.frontends.turn import Turn
 from proxyd.frontends.upload import Upload
@@ -31,7 +31,7 @@ class Exchange(Turn):
     __slots__ = ("_hops", "_upload", "expects", "response", "said_continue", "target", "upgrade", "upstream")
 
     kind = Door.FORWARD
-    target: Target
+    target: ForwardUrl
     body: Body
     upgrade: bytes | None
     expects: bool

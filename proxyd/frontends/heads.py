@@ -37,14 +37,14 @@ _OF_CONNECTIONS = (b"ntlm", b"negotiate")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ForwardUrl:
     """The target of a forward request: where it goes, and what the origin is to see."""
 
     destination: Destination
     path: bytes
 
 
-def parse_target(head: RequestHead) -> Target:
+def parse_target(head: RequestHead) -> ForwardUrl:
     """Read the absolute-form (RFC 9112 §3.2.2).
 
     Raises:
@@ -61,7 +61,7 @@ def parse_target(head: RequestHead) -> Target:
         path = b"*" if head.method == b"OPTIONS" else b"/"
     elif path.startswith(b"?"):
         path = b"/" + path
-    return Target(destination, path)
+    return ForwardUrl(destination, path)
 
 
 def max_forwards(head: RequestHead) -> int | None:
@@ -111,7 +111,7 @@ def persists(request: RequestHead, response: ResponseHead) -> bool:
 
 def upstream_head(
     head: RequestHead,
-    target: Target,
+    target: ForwardUrl,
     framing: Framing,
     length: int,
     *,

@@ -282,7 +282,7 @@ class HttpDoor:
             self._overdue()
 
     def _overdue(self) -> None:
-        if isinstance(self._turn, Turn):
+        if isinstance(self._turn, Exchange):
             self._turn.overdue()
         elif self._ready and self._unread:
             late = ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the request head did not come in time", status=408)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from twisted.internet.defer import Deferred
@@ -48,7 +47,7 @@ def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | No
     return egress.accounts.authenticate(name, password, "basic")
 
 
-class Turn(ABC):
+class Turn:
     """One request of an HTTP connection: who asks, whether it may go on, and the refusal if not."""
 
     __slots__ = ("body", "door", "egress", "flow", "head", "held", "lasting", "options", "over")
@@ -109,17 +108,17 @@ class Turn(ABC):
         )
         self.admitted()
 
-    @abstractmethod
     def read_request(self) -> Destination:
         """Check what is particular to this kind of request; sets ``body`` and the record's destination.
 
         Raises:
             ProxyError: the request cannot be understood, or must not be.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def admitted(self) -> None:
         """The request may go on by what its client named: find the way out."""
+        raise NotImplementedError
 
     def failed(self, failure: Failure) -> None:
         """Something on the way went wrong."""
@@ -180,6 +179,3 @@ class Turn(ABC):
     def patience(self) -> float:
         """Seconds without a byte moving after which the turn is overdue; checking and dialing end by themselves."""
         return math.inf
-
-    def overdue(self) -> None:
-        """Nothing has moved for too long; cannot be where patience is infinite."""

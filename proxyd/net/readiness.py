@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
@@ -65,8 +66,8 @@ class Readiness:
 
     _log = Logger()
 
-    def __init__(self, reactor: IReactorFDSet) -> None:
-        self._reactor = reactor
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
         self._watches: dict[int, Watch] = {}
         reactor.addReader(self)
@@ -150,6 +151,6 @@ class Readiness:
         """End what is still connected, leave the reactor and close the set."""
         for watch in list(self._watches.values()):
             watch.broken(None)
-        self._reactor.removeReader(self)
+        self.reactor.removeReader(self)
         self._watches.clear()
         self._epoll.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from typing import Any, Protocol
 
 from proxyd.net.rate import Rate
@@ -25,7 +26,7 @@ ENOUGH = 64 * 1024
 """A transfer smaller than this has most likely emptied the socket: asking again would only cost a system call."""
 
 NO_PIPE_PAUSE = 0.05
-"""Seconds until the next try when descriptors have run out: the flow slows down and goes on."""
+"""Seconds until the next try when there is neither a pipe to keep bytes in nor room in the sink."""
 
 _FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 
@@ -185,7 +186,7 @@ class Transfer:
         try:
             pipe = self._pipe = self._splicer.pipes.take()
         except OSError:
-            self._pause(NO_PIPE_PAUSE)
+            self._copy()
             return
         wanted = min(self._chunk, pipe[2])
         source = self.source.fileno()
@@ -208,14 +209,46 @@ class Transfer:
                 break
         self._release()
 
-    def _took(self, count: int) -> bool:
-        """Pass on what was just read; False when the next has to wait, or none will follow."""
+    def _copy(self) -> None:
+        """Move some bytes without a pipe, for which no descriptor is left; the source keeps the rest."""
+        source, sink = self.source.socket, self.sink.socket
+        try:
+            data = source.recv(ENOUGH if self.left < 0 else min(ENOUGH, self.left), socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(at_source=True)
+            return
+        if not data:
+            self._finish()
+            return
+        try:
+            count = sink.send(data)
+        except BlockingIOError:
+            self._pause(NO_PIPE_PAUSE)
+            return
+        except OSError:
+            self._end(at_source=False)
+            return
+        source.recv(count)
+        self._count(count)
+        if not self.left:
+            self._finish()
+        elif self.rate is not None:
+            self._paced(self.rate)
+
+    def _count(self, count: int) -> None:
         if not self.moved:
             self._owner.began(self)
         self.moved += count
-        self._held = self._owed = count
+        self._owed = count
         if self.left > 0:
             self.left -= count
+
+    def _took(self, count: int) -> bool:
+        """Pass on what was just read; False when the next has to wait, or none will follow."""
+        self._count(count)
+        self._held = count
         if not self._pass_on():
             return False
         if not self.left:

@@ -179,7 +179,7 @@ class ChunkedBody:
         """Keep the beginning of a line that can still end well."""
         self._held += window
         self._room -= len(window)
-        if self._expected is _Line.CHUNK_END and window != b"\r":
+        if self._expected is _Line.CHUNK_END and self._held != b"\r":
             raise ProxyError(self._error, _CHUNK_OVERRUN)
         if not self._room:
             trailers = self._expected is _Line.TRAILER and self._error is ErrorType.HTTP_REQUEST_ERROR

@@ -74,15 +74,15 @@ class Supervisor(Service):
     def _man(self) -> None:
         answers: list[str | None] = []
         try:
-            processes = [self._add_post().fill() for _ in range(self._config.settings.workers)]
+            started = [self._add_post().fill() for _ in range(self._config.settings.workers)]
         except OSError as error:
             raise WorkerError(f"worker {len(self._posts)} cannot be started: {error}") from None
-        for process in processes:
+        for process in started:
             process.configure(*self._duty()).addCallback(answers.append)
-        channels = [process.channel for process in processes]
-        wait(channels, lambda: len(answers) == len(processes) or any(answers), ANSWER_PATIENCE)
+        channels = [process.channel for process in started]
+        wait(channels, lambda: len(answers) == len(started) or any(answers), ANSWER_PATIENCE)
         problems = [answer for answer in answers if answer is not None]
-        if problems or len(answers) < len(processes):
+        if problems or len(answers) < len(started):
             raise WorkerError(problems[0] if problems else "a worker does not answer")
 
     def _add_post(self) -> Post:

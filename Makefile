@@ -41,8 +41,9 @@ docs: $(VENV)/installed-docs
 news: $(VENV)/installed-test
 	$(BIN)/towncrier build --draft --version next
 
+# BENCH='--help' tells what can be left out.
 bench: $(VENV)/installed-test
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 clean:
 	rm -rf build dist docs/_build _trial_temp* .coverage* htmlcov .mypy_cache .ruff_cache

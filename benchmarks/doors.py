@@ -15,18 +15,6 @@ class Door:
     """One of `KINDS`, or ``direct`` for no proxy at all."""
     tls: bool = False
 
-    @classmethod
-    def parse(cls, text: str) -> Door:
-        """Read ``forward``, ``connect``, ``socks5``, each with or without ``+tls``.
-
-        Raises:
-            ValueError: it is none of these.
-        """
-        kind, plus, tls = text.partition("+")
-        if kind not in KINDS or (plus and tls != "tls"):
-            raise ValueError(f'"{text}" is no door; write one of {", ".join(map(str, ALL))}')
-        return cls(kind, bool(plus))
-
     def __str__(self) -> str:
         return f"{self.kind}+tls" if self.tls else self.kind
 

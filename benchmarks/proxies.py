@@ -20,8 +20,6 @@ TUNNELS = 20000
 """As many connections as one client address may have: all of the load comes from one."""
 RULES = 10
 
-LISTENERS = ("http", "socks5", "http-tls", "socks5-tls")
-
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
@@ -62,7 +60,7 @@ class Setup:
     def configuration(self, listeners: Mapping[str, int], origin: int) -> str:
         """Its ``proxyd.ini``, with the port of each listener."""
         lines = ["[proxyd]", "access_log_json = access.json", f"max_connections_per_client = {TUNNELS}"]
-        lines += ["drain_timeout = 1s", f"workers = {self.workers}", "[users]", "file = users.htpasswd"]
+        lines += ["drain_timeout = 0", f"workers = {self.workers}", "[users]", "file = users.htpasswd"]
         for name, port in listeners.items():
             lines += _listener(name, port)
         for number in range(1, self.rules):

@@ -75,6 +75,7 @@ class SpawningReactor(ReadingReactor):
         self.early: deque[str | None] = deque()
         """What the next workers answer before they are asked, for a supervisor that waits without the reactor."""
         self.unable = False
+        self.stillborn = False
 
     def spawnProcess(
         self,
@@ -92,6 +93,8 @@ class SpawningReactor(ReadingReactor):
         if self.early:
             worker.answer(self.early.popleft())
             worker.unasked = 1
+        if self.stillborn:
+            worker.channel.close()
 
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> SocketPort:
         if port in self.ports and not self.ports[port].closed:

@@ -116,6 +116,7 @@ class ReadingTests(StreamCase):
         self.assertTrue(reason.check(ConnectionLost))
         stream.resumeProducing()
         stream.pauseProducing()
+        stream.startReading()
         stream.startWriting()
         self.turn()
         self.assertEqual(len(notes.reasons), 1)

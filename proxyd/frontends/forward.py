@@ -175,7 +175,7 @@ class Exchange(Turn):
     def retry(self) -> bool:
         """Send the request again where its reused connection was dead: if that is safe, and only its head was lost."""
         safe = self.expects or self.head.method in IDEMPOTENT
-        if self.over or not self.flow.record.reused or not safe or self.moved() > self.head.size:
+        if not self.flow.record.reused or not safe or self.moved() > self.head.size:
             return False
         self._drop_upstream()
         self.upstream = self.response = None
@@ -211,8 +211,6 @@ class Exchange(Turn):
 
     def refuse(self, error: ProxyError, closed_by: str = "proxy") -> None:
         """The exchange cannot be completed: say so if no answer has begun, else cut it off."""
-        if self.over:
-            return
         self._drop_upstream()
         if self.response is None or not self.response.answered:
             super().refuse(error)
@@ -236,7 +234,7 @@ class Exchange(Turn):
 
     def client_closed(self) -> None:
         """The client will send no more: in the middle of a body, that ends an exchange which is not answered yet."""
-        if self.over or self.body.done or self.upstream is None:
+        if self.body.done or self.upstream is None:
             return
         if self.response is not None and self.response.answered:
             self.uploaded()
@@ -246,8 +244,7 @@ class Exchange(Turn):
 
     def client_lost(self) -> None:
         """The client is gone."""
-        if not self.over:
-            self._drop_upstream()
+        self._drop_upstream()
         super().client_lost()
 
     def client_full(self) -> None:

@@ -58,7 +58,7 @@ class Turn:
         self.door = door
         self.egress = door.egress
         self.head = head
-        self.over = False
+        self.over = False  # then nothing that was asked for before matters any more: passwords, connections
         self.body: Body | None = None  # None until the request is understood
         self.held = b""  # what the client has sent behind the head, while the way out is being found
         self.options = head.tokens(b"connection")
@@ -127,8 +127,6 @@ class Turn:
 
     def refuse(self, error: ProxyError) -> None:
         """Answer with an error of the table, and be done."""
-        if self.over:
-            return
         self.over = True
         self.flow.cancel_dialing()
         challenge = isinstance(error, Refused) and error.challenge
@@ -159,10 +157,9 @@ class Turn:
 
     def client_lost(self) -> None:
         """The client is gone."""
-        if not self.over:
-            self.over = True
-            self.flow.cancel_dialing()
-            self.flow.end(ErrorType.CLIENT_DISCONNECTED, closed_by="client")
+        self.over = True
+        self.flow.cancel_dialing()
+        self.flow.end(ErrorType.CLIENT_DISCONNECTED, closed_by="client")
 
     def client_full(self) -> None:
         """What was written to the client waits for it to read: produce no more."""

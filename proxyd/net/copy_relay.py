@@ -96,8 +96,7 @@ class _Side:
     def start(self) -> None:
         self.source.receiver = self
         self.sink.transport.registerProducer(self, True)
-        if not self._blocked:
-            self.source.transport.resumeProducing()
+        self.source.transport.resumeProducing()
 
     def release(self) -> None:
         if self._delayed is not None:
@@ -112,9 +111,9 @@ class _Side:
             self._relay.began(self)
         self.moved += len(data)
         self.sink.transport.write(data)
-        if self._rate is not None and self._delayed is None and not self.done:
+        if self._rate is not None and not self.done:
             pause = self._rate.charge(len(data), self._relay._clock.seconds())
-            if pause:
+            if pause and self._delayed is None:
                 self.source.transport.pauseProducing()
                 self._delayed = self._relay._clock.callLater(pause, self._rested)
 

@@ -150,7 +150,10 @@ class Readiness:
     def stop(self) -> None:
         """End what is still connected, leave the reactor and close the set."""
         for watch in list(self._watches.values()):
-            watch.broken(None)
+            try:
+                watch.broken(None)
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged, and the others are ended too
+                self._log.failure("a connection could not be ended")
         self.reactor.removeReader(self)
         self._watches.clear()
         self._epoll.close()

@@ -15,9 +15,9 @@ from proxyd.net.readiness import Readiness, Watch
 READ_SIZE = 16 * 1024
 """Bytes asked of the kernel in one read: a request head and a small body, and an allocation of this size is cheap."""
 
-BULK_READ_SIZE = 64 * 1024
-"""Bytes asked for while reads come back full: fewer system calls. From 128 KiB on each allocation is an mmap, which
-costs more than it saves."""
+BULK_READ_SIZE = 128 * 1024
+"""Bytes asked for while a peer sends much: fewer system calls, and larger pieces for TLS. More would cost memory: the
+buffers of a TLS session keep the size that its largest read once had."""
 
 DONE: Final = Failure(ConnectionDone())
 LOST: Final = Failure(ConnectionLost())
@@ -72,7 +72,7 @@ class Stream(tcp.Connection):
             except OSError:
                 # The peer is gone. What it said before is still to be read, and reading finds the end.
                 self._write_failed = self._writeDisconnected = True
-                if self.watch is not None and self.watch.read is None:
+                if self.watch is None or self.watch.read is None:
                     self._clock.callLater(0, self.connectionLost, LOST)
                 return
             if sent == len(data):
@@ -127,7 +127,7 @@ class Stream(tcp.Connection):
             self.connectionLost(LOST)
             return
         if data:
-            self.bufferSize = BULK_READ_SIZE if len(data) == self.bufferSize else READ_SIZE
+            self.bufferSize = BULK_READ_SIZE if len(data) >= READ_SIZE else READ_SIZE
             self.protocol.dataReceived(data)
         else:
             self.stopReading()

@@ -9,7 +9,7 @@ import select
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor
@@ -67,7 +67,8 @@ class Channel:
         rights = [] if descriptor is None else [_rights(descriptor)]
         try:
             sent = self._socket.sendmsg([data], rights)
-            self._socket.sendall(data[sent:])
+            if sent < len(data):
+                self._socket.sendall(data[sent:])
         except OSError:
             self._give_up()
 
@@ -95,8 +96,7 @@ class Channel:
         except OSError:
             data, rights = b"", []
         if not data:
-            self.close()
-            self._lost()
+            self._end()
             return
         for _, _, content in rights:
             self._descriptors.extend(array.array("i", content))
@@ -105,10 +105,14 @@ class Channel:
 
     def connectionLost(self, reason: Failure) -> None:
         """The reactor stops, or the code that received a message failed, which Twisted has logged."""
-        self.close()
-        self._lost()
+        self._end()
 
     # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        if self.open:
+            self.close()
+            self._lost()
 
     def _deliver(self) -> None:
         while len(self._bytes) >= _HEADER.size:
@@ -122,8 +126,9 @@ class Channel:
 
     def finish(self) -> None:
         """The process at the other end has ended: receive the last of what it said."""
-        while self.open:
+        while self.open and _readable([self.fileno()], 0):
             self.doRead()
+        self._end()
 
     def close(self) -> None:
         """Say and receive nothing more."""
@@ -143,13 +148,16 @@ def _rights(descriptor: int) -> tuple[int, int, array.array[int]]:
 
 def wait(channels: Collection[Channel], answered: Callable[[], bool], silence: float) -> None:
     """Receive by ourselves, as the reactor does not run yet, until all is answered or nothing comes for so long."""
-    by_number: Mapping[int, Channel]
     while not answered() and (by_number := {channel.fileno(): channel for channel in channels if channel.open}):
-        poll = select.poll()
-        for number in by_number:
-            poll.register(number, select.POLLIN)
-        ready = poll.poll(silence * 1000)
+        ready = _readable(by_number, silence)
         if not ready:
             return
-        for number, _ in ready:
+        for number in ready:
             by_number[number].doRead()
+
+
+def _readable(descriptors: Iterable[int], seconds: float) -> list[int]:
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return [descriptor for descriptor, _ in poll.poll(seconds * 1000)]

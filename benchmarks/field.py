@@ -14,7 +14,7 @@ from benchmarks.load import Amount, Held, Load, Outcome
 from benchmarks.measure import Processors
 from benchmarks.peers import Peer
 from benchmarks.program import ProgramError, free_ports
-from benchmarks.proxies import Proxy, Setup
+from benchmarks.proxies import PROXYD, Proxy, Setup
 
 WARM_UP = Amount(8, 4, exchanges=4)
 """Passwords are checked, caches are filled and code is compiled before anything is measured."""
@@ -95,12 +95,11 @@ class Field:
 
 
 @contextmanager
-def prepared(peers: Iterable[Peer], tls: str = "1.3") -> Iterator[Field]:
-    """A field with proxyd and these peers.
+def prepared(tls: str = "1.3") -> Iterator[Field]:
+    """A field with the load and an origin, and no proxy yet.
 
     Raises:
         LoadError: the load cannot be built.
-        ProgramError: proxyd does not start.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proxyd-benchmark-")))
@@ -108,9 +107,21 @@ def prepared(peers: Iterable[Peer], tls: str = "1.3") -> Iterator[Field]:
         processors = Processors.here()
         load = Load.build(folder, processors.load)
         field = Field(load, stack.enter_context(load.origin()), processors, folder, tls)
-        field.proxies.append(stack.enter_context(field.setup(Setup(), "proxyd")))
         if not load.tls:
             field.missing.append("TLS to the proxy (apt-get install libssl-dev)")
+        yield field
+
+
+@contextmanager
+def complete(peers: Iterable[Peer], tls: str) -> Iterator[Field]:
+    """A field with proxyd and these peers.
+
+    Raises:
+        LoadError: the load cannot be built.
+        ProgramError: proxyd does not start.
+    """
+    with prepared(tls) as field, contextlib.ExitStack() as stack:
+        field.proxies.append(stack.enter_context(field.setup(Setup(), PROXYD)))
         for peer in peers:
             field.start_peer(peer, stack)
         yield field

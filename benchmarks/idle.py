@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     raise_limits()
     try:
-        with prepared(()) as field:
+        with prepared() as field:
             lines = [hold(field, door, chosen.tunnels, chosen.seconds) for door in chosen.doors]
     except (LoadError, ProgramError) as error:
         sys.stderr.write(f"{error}\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import options
 from benchmarks import work as works
 from benchmarks.doors import PLAIN, Door
-from benchmarks.field import Field, prepared
+from benchmarks.field import Field, complete
 from benchmarks.load import LoadError
 from benchmarks.options import raise_limits
 from benchmarks.peers import PEERS, Peer
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_limits()
     extent = QUICK if chosen.quick else Extent(chosen.rounds, chosen.scale)
     try:
-        with prepared(chosen.only, chosen.tls) as field:
+        with complete(chosen.only, chosen.tls) as field:
             report = Report(machine(), versions(field, chosen.only), field.missing, extent.rounds)
             whole = fill(report, measured(Rounds(field, extent, progress), chosen.work, chosen.doors))
     except (LoadError, ProgramError) as error:

@@ -80,7 +80,7 @@ class ChannelTests(SynchronousTestCase):
         self.assertEqual(self.there.messages, [Answer("x" * (READ_SIZE + 1))])
 
     def test_descriptors(self) -> None:
-        """Each descriptor comes with the message it was sent with, for the same file, and is not passed on to programs."""
+        """Each descriptor comes with the message it was sent with, for the same file; programs do not inherit it."""
         for name in ("a", "b"):
             self.here.channel.send(ListeningSocket(name), self.file(name.encode()))
         self.here.channel.send(Order.STOP)

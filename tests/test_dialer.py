@@ -337,8 +337,9 @@ class DialingTests(LoopbackTestCase):
     def test_timeout_covers_all(self) -> None:
         """The addresses share one timeout; those that were not tried do not count."""
         port = self.black_hole("127.0.0.1")
-        dialed = self.dialer.dial([HERE] * 5, port, Recorder, 0.6)
-        self.reactor.pump([0.25] * 4)
+        self.dialer.attempt_delay = 0.35
+        dialed = self.dialer.dial([HERE] * 5, port, Recorder, 0.9)
+        self.reactor.pump([0.35, 0.35, 0.3])
         self.assertEqual(self.error(dialed), (ErrorType.CONNECTION_TIMEOUT, "no answer in time (3 addresses tried)"))
         self.assert_nothing_left()
 

@@ -98,14 +98,15 @@ class PostTests(SynchronousTestCase):
         self.assertEqual(self.delays(2, HEALTHY), [FIRST_DELAY, FIRST_DELAY])
 
     def test_cannot_serve(self) -> None:
-        """One that is started anew and has a problem is ended; the log has the problem, and the next one tries again."""
+        """One that is started anew and has a problem is ended; the log says it, and the next one tries again."""
         worker = self.serve()
         worker.die()
         self.reactor.advance(FIRST_DELAY)
         self.workers[-1].answers.append("users: no such file")
         with capturedLogs() as events:
             self.reactor.settle()
-        self.assertEqual(list(map(text, events)), ["worker 1 cannot serve: users: no such file; a new one follows in 1 s"])
+        line = "worker 1 cannot serve: users: no such file; a new one follows in 1 s"
+        self.assertEqual(list(map(text, events)), [line])
         with capturedLogs() as events:
             self.reactor.advance(1)
             self.reactor.settle()

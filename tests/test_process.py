@@ -51,7 +51,7 @@ class WorkerProcessTests(SynchronousTestCase):
         return self.successResultOf(answer)
 
     def test_command(self) -> None:
-        """It runs our Python with our modules, and none from the working directory; its number is for those who look."""
+        """It runs our Python with our modules, and none from the working directory; its number is to be seen."""
         worker = self.spawn()
         self.assertEqual(worker.command[1:], [sys.executable, "-P", "-m", "proxyd.workers.worker", "7"])
         self.assertEqual(worker.env["PYTHONPATH"].split(os.pathsep), [entry or os.getcwd() for entry in sys.path])
@@ -195,6 +195,12 @@ class WorkerProcessTests(SynchronousTestCase):
         self.reactor.settle()
         self.reactor.advance(30 + AFTER_DRAIN)
         self.assertEqual(worker.signals, ["KILL"])
+
+    def test_strange_message(self) -> None:
+        """What a worker has no business to say is passed over."""
+        worker = self.spawn()
+        worker.channel.send(Order.STOP)
+        self.assertIsNone(self.configure())
 
     def test_log(self) -> None:
         """What it logs is logged, with its number, as it would have been logged by itself."""

@@ -265,6 +265,18 @@ class ReadinessTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
         watch.close()
 
+    def test_failing_at_the_stop(self):
+        """A connection whose end fails does not keep the others from ending."""
+        (one, _), (other, _) = self.connected(), self.connected()
+        failing, sound = Watch(self.readiness, one.fileno(), lambda failure: [][0]), self.watch(other)
+        for watch in (failing, sound):
+            watch.read = self.note("read")
+            watch.apply()
+        self.readiness.stop()
+        self.assertEqual(self.heard, ["broken"])
+        self.assertEqual(self.readiness.fileno(), -1)
+        self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+
     def test_stop(self):
         """With the set everything ends that is still connected; the reactor has no reader of ours any more."""
         near, far = self.connected()

@@ -671,10 +671,6 @@ class PlainCopyRelayTests(CopyRelayTests):
         for connection in (self.near_client, self.near_origin):
             connection.transport.connectionLost(Failure(ConnectionLost()))
 
-    async def test_client_closes_behind_its_request(self) -> None:
-        """Not so here."""
-        self.skipTest("a failed write is not noticed where nobody reads and the set of sockets is not ours")
-
     async def test_reset_behind_back_pressure(self) -> None:
         """Not so here: the reactor does not watch a socket that nobody reads."""
         self.skipTest("the reactor does not watch a socket that nobody reads")
@@ -785,6 +781,19 @@ class CopyRelayPaceTests(SynchronousTestCase):
                 self.assertFalse(self.reads())
                 self.clock.advance(100)
             self.assertTrue(self.reads())
+
+    def test_last_bytes_not_taken(self):
+        """A client that does not take the tunnel's last bytes does not hold its connection for ever."""
+        self.origin.transport.loseWriteConnection = lambda: None
+        self.origin.dataReceived(b"answer")
+        self.client.readConnectionLost()
+        self.origin.readConnectionLost()
+        self.assertFalse(self.relay.running)
+        self.assertTrue(self.client.transport.disconnecting)
+        self.clock.advance(599)
+        self.assertFalse(self.client.transport.disconnected)
+        self.clock.advance(2)
+        self.assertTrue(self.client.transport.disconnected)
 
     def test_everything_is_charged(self):
         """What a transport still brings while it should pause is charged as well."""

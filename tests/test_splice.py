@@ -164,7 +164,7 @@ class TransferTests(StreamCase):
         self.turn()
         self.hear()
 
-    def send_without_pipe(self, data: bytes, pause: float) -> None:
+    def send_without_pipe(self, data: bytes) -> None:
         """The same, and time passes: a transfer without a pipe looks again for room in the sink."""
         while data:
             try:
@@ -173,7 +173,7 @@ class TransferTests(StreamCase):
                 pass
             self.turn()
             self.hear()
-            self.reactor.advance(pause)
+            self.reactor.advance(0.05)
         self.turn()
         self.hear()
 

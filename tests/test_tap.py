@@ -17,6 +17,7 @@ from proxyd.config import Config
 from proxyd.service import Proxy
 from proxyd.tap import Daemon, Options, makeService
 from proxyd.testing import LabReactor, RecordList
+from proxyd.workers.supervisor import Supervisor, WorkerError
 
 CONFIG = """
 [listener:http]
@@ -57,6 +58,13 @@ class ReopeningProxy(Proxy):
         self.reopened += 1
 
 
+class UnableSupervisor(Supervisor):
+    """A supervisor whose workers do not start."""
+
+    def startService(self) -> None:
+        raise WorkerError("worker 1 does not answer")
+
+
 class OptionsTests(SynchronousTestCase):
     """The command line of ``twistd proxyd``."""
 
@@ -95,6 +103,14 @@ class MakeServiceTests(SynchronousTestCase):
         service = self.make(self.write(CONFIG))
         self.assertTrue(IService.providedBy(service))
         self.assertIsInstance(service, Daemon)
+
+    def test_workers(self) -> None:
+        """One process is a proxy by itself; several have a supervisor."""
+        for workers, kind in ((1, Proxy), (2, Supervisor)):
+            service = self.make(self.write(f"[proxyd]\nworkers = {workers}\n{CONFIG}"))
+            assert isinstance(service, Daemon)
+            [served] = service.services
+            self.assertIsInstance(served, kind)
 
     def test_embedded(self) -> None:
         """Without a file there is the embedded configuration."""
@@ -164,6 +180,12 @@ class DaemonTests(SynchronousTestCase):
         expected = 'proxyd: listener "http": cannot listen on tcp:8080: [Errno 98] Address already in use'
         self.assertEqual(str(error), expected)
 
+    def test_workers_cannot_start(self) -> None:
+        """What is found out behind the privileged start ends the start in the same way."""
+        daemon = Daemon(self.reactor, UnableSupervisor(self.reactor, self.read()), self.read)
+        error = self.assertRaises(SystemExit, daemon.startService)
+        self.assertEqual(str(error), "proxyd: worker 1 does not answer")
+
     def test_no_signals_before_it_runs(self) -> None:
         """Signals are obeyed once the reactor runs: it may install handlers of its own when it starts."""
         before = signal.getsignal(signal.SIGHUP)
@@ -176,6 +198,14 @@ class DaemonTests(SynchronousTestCase):
         self.start()
         self.path.write_text(CONFIG.replace("8080", "8081"))
         self.assertEqual(self.hang_up(), [])
+        self.assertEqual(self.ports(), [8081])
+
+    def test_more_workers(self) -> None:
+        """One process cannot become several by a reload: the log says so, and the rest of the file counts."""
+        self.start()
+        self.path.write_text("[proxyd]\nworkers = 2\n" + CONFIG.replace("8080", "8081"))
+        [event] = self.hang_up()
+        self.assertEqual(event["log_format"].format(**event), "workers = 2 counts from the next start on")
         self.assertEqual(self.ports(), [8081])
 
     def check_kept(self, reason: str) -> None:

@@ -465,10 +465,10 @@ class PlainReactorTests(TestCase):
             self.far.recv(10)
 
     async def test_write_to_a_lost_peer(self) -> None:
-        """A write that fails does nothing; reading finds the end."""
+        """A write that fails ends the connection, but not before the writer is done."""
         reset(self.far)
         self.stream.write(b"abc")
         self.stream.write(b"def")
-        await self.until(lambda: self.notes.ends or self.notes.reasons)
-        self.stream.abortConnection()
+        self.assertEqual(self.notes.reasons, [])
         await self.until(lambda: self.notes.reasons)
+        self.assertTrue(self.notes.reasons[0].check(ConnectionLost))

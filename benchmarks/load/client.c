@@ -42,12 +42,20 @@ static int fail(struct client *client, const char *what)
 static SSL_CTX *tls;
 static SSL_SESSION *session;
 
+/* Copies are kept and used: OpenSSL spoils a session for everybody when one who has it gets a newer ticket. */
 static int keep_session(SSL *from, SSL_SESSION *fresh)
 {
     (void)from;
     SSL_SESSION_free(session);
-    session = fresh;
-    return 1;
+    session = SSL_SESSION_dup(fresh);
+    return 0;
+}
+
+static void use_session(SSL *in)
+{
+    SSL_SESSION *copy = SSL_SESSION_dup(session);
+    check(copy && SSL_set_session(in, copy), "TLS session");
+    SSL_SESSION_free(copy);
 }
 
 static void prepare_tls(void)
@@ -67,7 +75,7 @@ static void begin_tls(struct client *client)
     SSL *made = client->line.tls = SSL_new(tls);
     check(made && SSL_set_fd(made, client->line.socket), "TLS");
     if (work.resume && session)
-        SSL_set_session(made, session);
+        use_session(made);
     client->step = SECURING;
 }
 
@@ -79,7 +87,14 @@ static ssize_t secure(struct client *client)
         result.resumed += SSL_session_reused(client->line.tls);
     return done;
 }
+
+static const char *reason(void)
+{
+    const char *of_tls = ERR_reason_error_string(ERR_peek_error());
+    return of_tls ? of_tls : errno ? strerror(errno) : "broken";
+}
 #else
+static const char *reason(void) { return strerror(errno); }
 static void prepare_tls(void) { errno = ENOTSUP, check(0, "built without OpenSSL"); }
 static void begin_tls(struct client *client) { (void)client; }
 static ssize_t secure(struct client *client) { return (void)client, BROKEN; }
@@ -368,7 +383,7 @@ int client_go_on(struct client *client)
             reopen(client);
             return 1;
         } else {
-            return fail(client, done ? strerror(errno) : "closed");
+            return fail(client, done ? reason() : "closed");
         }
     }
 }

@@ -61,10 +61,9 @@ class Exchange(Turn):
 
     def _expectation(self) -> bool:
         """Whether the client waits for a 100; what HTTP/1.0 expects is not heard (RFC 9110 §10.1.1)."""
-        expectations = self.head.tokens(b"expect")
-        if not expectations or self.head.version != HTTP_1_1:
+        if b"expect" not in self.head.names or self.head.version != HTTP_1_1:
             return False
-        if expectations != [b"100-continue"]:
+        if self.head.tokens(b"expect") != [b"100-continue"]:
             raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the only expectation known is 100-continue", status=417)
         return not self.body.done
 

@@ -104,8 +104,12 @@ def agrees(head: ResponseHead, upgrade: bytes | None) -> bool:
 
 def persists(request: RequestHead, response: ResponseHead) -> bool:
     """Whether the origin's connection may carry another request, perhaps of another client, after these heads."""
-    if response.version != HTTP_1_1 or b"close" in response.tokens(b"connection"):
+    if response.version != HTTP_1_1:
         return False
+    if b"connection" in response.names and b"close" in response.tokens(b"connection"):
+        return False
+    if b"authorization" not in request.names:
+        return True
     return not any(value.lower().startswith(_OF_CONNECTIONS) for value in request.get(b"authorization"))
 
 

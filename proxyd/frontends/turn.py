@@ -66,7 +66,7 @@ class Turn:
         self.lasting = (
             head.version == HTTP_1_1
             and b"close" not in self.options
-            and b"close" not in head.tokens(b"proxy-connection")
+            and not (b"proxy-connection" in head.names and b"close" in head.tokens(b"proxy-connection"))
         )
         self.flow = Flow(door.egress, door.client, self.kind, head.method.decode("ascii"), "")
         self.flow.on_kill(self.refuse)

@@ -19,7 +19,6 @@ MOST_SHARED_ACCEPTS = 4
 """The same where several workers share the socket: what one leaves in the kernel, another can take. Of 200 clients at
 once one of two workers got up to 189 with the number above, and 60 to 140 with this one, at no more cost for each."""
 
-
 NO_DESCRIPTOR_PAUSE = 0.1
 """Seconds until the next look for a descriptor when not even the spare one could be had again."""
 
@@ -65,11 +64,11 @@ class Acceptor:
         it without end."""
         if self._spare >= 0:
             os.close(self._spare)
+            self._spare = -1
         try:
             self._socket.accept()[0].close()
         except OSError:
             pass  # it has gone by itself
-            self._spare = -1
         self._keep_spare()
 
     def _keep_spare(self) -> None:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from proxyd.errors import ErrorType, ProxyError
-from proxyd.net.deadlines import Deadlines
+from proxyd.net.deadlines import Deadline, Deadlines
 from proxyd.net.readiness import Readiness, Watch
 from proxyd.net.transport import Stream
 from proxyd.request import IPAddress
@@ -102,6 +102,7 @@ class _Dial(Generic[P]):
         "_errors",
         "_port",
         "_protocol",
+        "_timeout",
         "_timer",
         "_tried",
         "dialer",
@@ -117,21 +118,18 @@ class _Dial(Generic[P]):
         self._tried = 0
         self._attempts: list[_Attempt] = []
         self._errors: set[ErrorType] = set()
+        self._timeout = timeout
         self._timer: IDelayedCall | None = None
-        self._deadline = dialer.deadlines.after(timeout, self._too_late)
-        self._done: Deferred[tuple[socket.socket, IPAddress]] = Deferred(self._release)
+        self._deadline: Deadline | None = None
+        self._done: Deferred[tuple[P, IPAddress]] | None = None
 
     def start(self) -> Deferred[tuple[P, IPAddress]]:
-        """Begin with the first address."""
-        connected = self._done.addCallback(self._hand_over)
+        """Begin with the first address; what is not settled at once gets a deadline."""
+        done = self._done = Deferred(self._release)
         self._try_next()
-        return connected
-
-    def _hand_over(self, won: tuple[socket.socket, IPAddress]) -> tuple[P, IPAddress]:
-        sock, address = won
-        protocol = self._protocol()
-        Stream(sock, protocol, self.dialer.reactor, self.dialer.readiness).begin()
-        return protocol, address
+        if self._done is not None:
+            self._deadline = self.dialer.deadlines.after(self._timeout, self._too_late)
+        return done
 
     def _try_next(self) -> None:
         """Try the next address, and those after it as long as they fail at once."""
@@ -184,7 +182,14 @@ class _Dial(Generic[P]):
         self._try_next()
 
     def _connected(self, sock: socket.socket, address: IPAddress) -> None:
-        self._finish().callback((sock, address))
+        done = self._finish()
+        try:
+            protocol = self._protocol()
+            Stream(sock, protocol, self.dialer.reactor, self.dialer.readiness).begin()
+        except Exception:  # noqa: BLE001 - whatever a caller's protocol raises is told to the caller
+            done.errback(Failure())
+        else:
+            done.callback((protocol, address))
 
     def _note(self, code: int) -> None:
         if code in _REFUSED:
@@ -206,17 +211,18 @@ class _Dial(Generic[P]):
         tried = "1 address" if self._tried == 1 else f"{self._tried} addresses"
         self._finish().errback(ProxyError(error, f"{_TELLING[error]} ({tried} tried)"))
 
-    def _finish(self) -> Deferred[tuple[socket.socket, IPAddress]]:
+    def _finish(self) -> Deferred[tuple[P, IPAddress]]:
         """The Deferred, to be fired; we forget it, as a cycle for each connection would be work for the collector."""
         self._release()
-        done = self._done
-        del self._done
+        done, self._done = self._done, None
+        assert done is not None
         return done
 
     def _release(self, cancelled: object = None) -> None:
         """Let go of everything that waits; also the way in which the Deferred is cancelled."""
-        self._deadline.cancel()
-        del self._deadline
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

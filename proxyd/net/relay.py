@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.python.failure import Failure
-
 from proxyd.errors import ErrorType
 from proxyd.net.connection import Connection
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.idle import IdleWatch
+from proxyd.net.linger import Closing, abandon
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,8 @@ class Relay:
         self.abort(ErrorType.CONNECTION_TIMEOUT)
 
     def _close(self, connection: Connection) -> None:
-        """Close a connection whose bytes have all been passed on."""
-        connection.transport.loseConnection()
+        """Close a connection whose bytes have all been passed on, though it may not have taken them yet."""
+        Closing(connection, self._deadlines)
 
     def _release(self) -> None:
         """Let go of what the way of moving bytes holds."""
@@ -118,27 +117,12 @@ class Relay:
         self.closed_by = closed_by
         self.error = error
         self._release()
-        gone = _Gone()
         for connection in (self._client, self._upstream):
-            connection.receiver = gone
             if reset:
-                connection.transport.abortConnection()
+                abandon(connection)
             else:
                 self._close(connection)
         self._ended(self)
 
     def _name(self, connection: Connection) -> str:
         return "client" if connection is self._client else "origin"
-
-
-class _Gone:
-    """Has the bytes of a connection that was told to close: nobody wants them."""
-
-    def received(self, data: bytes) -> None:
-        """Too late."""
-
-    def read_closed(self) -> None:
-        """Known."""
-
-    def lost(self, reason: Failure) -> None:
-        """As told."""

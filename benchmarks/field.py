@@ -42,11 +42,6 @@ class Field:
     missing: list[str] = field(default_factory=list)
     """Who is not here, and why."""
 
-    @property
-    def proxyd(self) -> Proxy:
-        """The subject."""
-        return self.proxies[0]
-
     def at(self, door: Door) -> list[Proxy]:
         """Those that have this door; none if the load cannot speak TLS where that is needed."""
         if door.tls and not self.load.tls:

@@ -57,6 +57,16 @@ class Egress:
     via: str
     flows: dict[str, Flow] = field(default_factory=dict)
     draining: bool = False
+    _limits: dict[tuple[float, float, int, int], Limits] = field(default_factory=dict)
+
+    def tunnel_limits(self, rate: int) -> Limits:
+        """The limits of a tunnel whose rule allows this many bytes per second; there are few, so they are kept."""
+        settings = self.settings
+        key = settings.idle_timeout, settings.tunnel_lifetime, settings.buffer_size, rate
+        limits = self._limits.get(key)
+        if limits is None:
+            limits = self._limits[key] = Limits(*key)
+        return limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,17 +162,24 @@ class Flow:
 
     def reuse(self) -> Connection | None:
         """An idle upstream connection for this request, if the policy admits its address."""
-        request = self.request
-        assert request is not None
-        decide = self._egress.policy.decide
-        found = self._egress.pool.take(request.destination, lambda address: decide(request, address).allow)
+        assert self.request is not None
+        found = self._egress.pool.take(self.request.destination, self._admits)
         if found is None:
             return None
         connection, address = found
-        self._judge(decide(request, address))
         self._dialled(address)
         self.record.reused = True
         return connection
+
+    def _admits(self, address: IPAddress) -> bool:
+        """Whether the request may go to this address; if so, that is the decision."""
+        assert self.request is not None
+        if self.request.destination.address is None:  # else it was decided on as the address that it is
+            decision = self._egress.policy.decide(self.request, address)
+            if not decision.allow:
+                return False
+            self.decision = decision
+        return True
 
     def connect(self, timeout: float) -> Deferred[Connection]:
         """Resolve, decide on every address, and dial those that are allowed, all within the seconds given.
@@ -243,13 +260,7 @@ class Flow:
 
     def tunnel(self, client: Connection, upstream: Connection, early: bytes = b"") -> None:
         """Join the two connections until both are done; the record is written then."""
-        settings = self._egress.settings
-        limits = Limits(
-            idle=settings.idle_timeout,
-            lifetime=settings.tunnel_lifetime,
-            buffer_size=settings.buffer_size,
-            rate=self.rule.rate if self.rule is not None else 0,
-        )
+        limits = self._egress.tunnel_limits(0 if self.rule is None else self.rule.rate)
         self.relay = open_tunnel(
             self._egress.clock,
             self._egress.splicer,

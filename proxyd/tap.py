@@ -31,6 +31,11 @@ class Options(usage.Options):
     optParameters = [["config", "c", None, "Configuration file; none: an embedded one that listens on loopback only."]]
 
 
+class StartFailed(SystemExit, Exception):
+    """The process ends with one line. It is an ``Exception`` too: of others a twistd that goes to the background does
+    not learn, and whoever started it would wait for ever."""
+
+
 class Served(Protocol):
     """A proxy, in one process or in several: a service that can do this too."""
 
@@ -62,9 +67,10 @@ class Daemon(MultiService):
         _in_one_line(super().privilegedStartService)
 
     def startService(self) -> None:
-        """Start, and listen to signals once the reactor has installed its own."""
+        """Start, and obey signals as soon as the reactor runs."""
+        self._obey_signals()  # workers may be there before the reactor runs, and with them whoever sends signals
         _in_one_line(super().startService)
-        self._reactor.callWhenRunning(self._obey_signals)
+        self._reactor.callWhenRunning(self._obey_signals)  # again, as it may have installed its own
 
     def _obey_signals(self) -> None:
         for number, action in ((signal.SIGHUP, self._reload), (signal.SIGUSR1, self._proxy.reopen_logs)):
@@ -95,7 +101,7 @@ def _in_one_line(start: Callable[[], object]) -> None:
     try:
         start()
     except START_ERRORS as error:
-        raise SystemExit(f"proxyd: {error}") from None
+        raise StartFailed(f"proxyd: {error}") from None
 
 
 def _raise_descriptor_limit() -> None:

@@ -619,6 +619,21 @@ class SlowReaderTests(DoorCase):
         self.drained(client)
         self.assertEqual(len(self.records), 2)
 
+    def test_draining(self):
+        """While the proxy stops, a client that was told to close is closed on once it has read its answers."""
+        client = self.connect()
+        client.stalled = True
+        client.says(GET + GET)
+        self.origin.says(b"HTTP/1.1 200 OK\r\nContent-Length: 70000\r\n\r\n" + b"x" * 70000)
+        self.egress.draining = True
+        client.loseConnection()
+        self.turn()
+        self.assertFalse(client.lost)
+        client.takes()
+        self.drained(client)
+        self.assertFalse(client.aborted)
+        self.assertEqual(len(self.records), 1)
+
     def test_never_reads(self):
         """A client that never reads what it has asked for is closed on in the end."""
         client = self.connect()

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from proxyd.config import Config
 from proxyd.service import Proxy
-from proxyd.tap import Daemon, Options, makeService
+from proxyd.tap import Daemon, Options, StartFailed, makeService
 from proxyd.testing import LabReactor, RecordList
 from proxyd.workers.supervisor import Supervisor, WorkerError
 
@@ -186,12 +186,30 @@ class DaemonTests(SynchronousTestCase):
         error = self.assertRaises(SystemExit, daemon.startService)
         self.assertEqual(str(error), "proxyd: worker 1 does not answer")
 
-    def test_no_signals_before_it_runs(self) -> None:
-        """Signals are obeyed once the reactor runs: it may install handlers of its own when it starts."""
-        before = signal.getsignal(signal.SIGHUP)
+    def test_signal_before_it_runs(self) -> None:
+        """A signal at the start does not end the process, and is obeyed once the reactor runs."""
         self.daemon.startService()
         self.addCleanup(self.stop)
-        self.assertIs(signal.getsignal(signal.SIGHUP), before)
+        signal.raise_signal(signal.SIGUSR1)
+        self.assertEqual(self.proxy.reopened, 0)
+        self.reactor.run()
+        self.reactor.settle()
+        self.assertEqual(self.proxy.reopened, 1)
+
+    def test_signals_of_the_reactor(self) -> None:
+        """What the reactor installs when it starts to run does not stay."""
+        self.daemon.startService()
+        self.addCleanup(self.stop)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        self.reactor.run()
+        signal.raise_signal(signal.SIGUSR1)
+        self.reactor.settle()
+        self.assertEqual(self.proxy.reopened, 1)
+
+    def test_failure_is_an_exception(self) -> None:
+        """A twistd in the background learns of a start that fails only by an Exception; Python ends with its line."""
+        self.assertTrue(issubclass(StartFailed, Exception))
+        self.assertEqual(StartFailed("proxyd: no port").code, "proxyd: no port")
 
     def test_reload(self) -> None:
         """SIGHUP reads the file again."""

@@ -109,6 +109,8 @@ class HttpDoor:
         self.full = False
         if self._turn is not None:
             self._turn.client_drained()
+        elif self.egress.draining:
+            self._close()  # as the transport may have been told already: it does not while it has a paused producer
         else:
             self._read_on()
 

@@ -56,7 +56,7 @@ class Head:
 
     def tokens(self, name: bytes) -> list[bytes]:
         """The members, in lower case, of the comma-separated list that all lines of this name make up."""
-        return _members(b",".join(self.get(name)))
+        return _members(b",".join(self.get(name))) if name in self.names else []
 
 
 @dataclass(slots=True)

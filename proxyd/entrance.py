@@ -19,7 +19,8 @@ from proxyd.net.adopted import AdoptedPort
 from proxyd.net.connection import Connection
 from proxyd.net.linger import GONE, Linger
 from proxyd.net.readiness import Readiness
-from proxyd.net.tls import TLSContext, TLSLayer
+from proxyd.net.tls import TLSLayer
+from proxyd.net.tls_certificate import ServerCertificate
 from proxyd.net.transport import Stream
 from proxyd.request import Door, IPAddress, parse_ip
 from proxyd.settings import Listener
@@ -122,7 +123,12 @@ class Entrance(Factory):
     noisy = False
 
     def __init__(
-        self, listener: Listener, egress: Egress, crowd: Crowd, readiness: Readiness | None, tls: TLSContext | None
+        self,
+        listener: Listener,
+        egress: Egress,
+        crowd: Crowd,
+        readiness: Readiness | None,
+        tls: ServerCertificate | None,
     ) -> None:
         self.listener = listener
         self.egress = egress

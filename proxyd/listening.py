@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
@@ -19,7 +18,7 @@ from proxyd.config import Config
 from proxyd.entrance import Entrance
 from proxyd.equipment import Equipment
 from proxyd.net.adopted import AdoptedPort
-from proxyd.net.tls import TLSContext
+from proxyd.net.tls_certificate import ServerCertificate
 from proxyd.settings import Listener
 
 
@@ -83,16 +82,16 @@ class Listening:
         names = taken_over({name: _endpoint(bound) for name, bound in self._bound.items()}, config.listeners)
         return {name: self._bound[before] for name, before in names.items()}
 
-    def _context(self, listener: Listener) -> TLSContext | None:
+    def _context(self, listener: Listener) -> ServerCertificate | None:
         if listener.tls is None:
             return None
         try:
-            return TLSContext(self._reactor, listener.tls)
-        except (SSL.Error, OSError, ValueError) as error:
+            return ServerCertificate(self._reactor, listener.tls)
+        except (OSError, ValueError) as error:
             reason = f"the certificate {listener.tls.certificate} and its key cannot be used: {_first_line(error)}"
             raise ListenError(f'listener "{listener.name}": {reason}') from error
 
-    def _open(self, listeners: list[Listener], contexts: Mapping[str, TLSContext | None]) -> dict[str, _Bound]:
+    def _open(self, listeners: list[Listener], contexts: Mapping[str, ServerCertificate | None]) -> dict[str, _Bound]:
         opened: dict[str, _Bound] = {}
         try:
             for listener in listeners:
@@ -103,7 +102,7 @@ class Listening:
             raise
         return opened
 
-    def _bind(self, listener: Listener, tls: TLSContext | None) -> _Bound:
+    def _bind(self, listener: Listener, tls: ServerCertificate | None) -> _Bound:
         entrance = Entrance(listener, self._equipment.egress, self._equipment.crowd, self._equipment.readiness, tls)
         inherited = self._inherited.pop(listener.name, None)
         shared = self._equipment.readiness is not None

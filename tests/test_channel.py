@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import struct
+from threading import Thread
 
 from twisted.internet.error import ConnectionLost
 from twisted.python.failure import Failure
@@ -78,6 +79,15 @@ class ChannelTests(SynchronousTestCase):
         self.here.channel.send(Answer("x" * (READ_SIZE + 1)))
         self.reactor.settle()
         self.assertEqual(self.there.messages, [Answer("x" * (READ_SIZE + 1))])
+
+    def test_larger_than_the_socket(self) -> None:
+        """Or larger than what the socket holds; sending it takes until the other process has read most of it."""
+        other = Thread(target=wait, args=([self.there.channel], lambda: bool(self.there.messages), 30))
+        other.start()
+        self.addCleanup(other.join)
+        self.here.channel.send(Answer("x" * 1_000_000))
+        other.join()
+        self.assertEqual(self.there.messages, [Answer("x" * 1_000_000)])
 
     def test_descriptors(self) -> None:
         """Each descriptor comes with the message it was sent with, for the same file; programs do not inherit it."""

@@ -1,4 +1,4 @@
-"""Whatever a client or an origin sends: what comes out at the other side is well-formed HTTP/1.1, one message at a time."""
+"""Whatever a client or an origin sends: what comes out at the other side is HTTP/1.1, one message at a time."""
 
 from __future__ import annotations
 

@@ -78,8 +78,7 @@ class Socks5Door:
 
     def lost(self, reason: Failure) -> None:
         """The client is gone."""
-        if not self._over:
-            self._left()
+        self._left()
 
     def _left(self) -> None:
         self._over = True
@@ -203,8 +202,6 @@ class Socks5Door:
 
     def _refuse(self, error: ProxyError, answer: bytes | None = None) -> None:
         """Say no in the words of the message that waits for an answer, and close."""
-        if self._over:
-            return
         self._over = True
         self._deadline.cancel()
         flow = self._flow or self._begin_flow()

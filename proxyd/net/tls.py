@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from proxyd.net.connection import Connection
 from proxyd.net.linger import GONE
-from proxyd.net.tls_certificate import ServerCertificate, explain
+from proxyd.net.tls_certificate import explain
 from proxyd.wire.first_byte import Speaks, speaks
 
 RECORD: Final = 16 * 1024
@@ -25,8 +25,6 @@ HTTP_ON_TLS: Final = (
     % len(_TLS_WANTED)
     + _TLS_WANTED
 )
-
-TLSContext = ServerCertificate  # its name until now
 
 
 class TLSLayer:

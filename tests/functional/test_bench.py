@@ -67,5 +67,5 @@ class BenchTests(SynchronousTestCase):
 
     def test_stalled(self) -> None:
         """Posts to a stalled origin are held, and the proxy keeps within its bound."""
-        printed = self.benchmark("stalled", "--posts", "2", "--doors", "forward")
-        self.assertRegex(printed, r"\nforward +2 .* within\n")
+        printed = self.benchmark("stalled", "--posts", "12", "--doors", "forward")
+        self.assertRegex(printed, r"\nforward +12 .* within\n")

@@ -308,9 +308,10 @@ class ReloadTests(WorkersTestCase):
             for tunnel in tunnels:
                 self.assert_carries(tunnel, 1000)
             self.assertEqual(self.ask(), 405)
-        for pid in self.pids[1:]:
-            self.wait_until_gone(pid)
-        self.assertTrue(is_there(self.pids[0]))
+        by_number = {number: int(pid) for number, pid in SERVES.findall(proxyd.log)}
+        for number in ("2", "3"):
+            self.wait_until_gone(by_number[number])
+        self.assertTrue(is_there(by_number["1"]))
         self.assertEqual(self.ask(), 405)
 
 

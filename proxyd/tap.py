@@ -59,6 +59,7 @@ class Daemon(MultiService):
         self._reactor = reactor
         self._proxy = proxy
         self._read = read
+        self._stopping = False
         proxy.setServiceParent(self)
 
     def privilegedStartService(self) -> None:
@@ -71,10 +72,26 @@ class Daemon(MultiService):
         self._obey_signals()  # workers may be there before the reactor runs, and with them whoever sends signals
         _in_one_line(super().startService)
         self._reactor.callWhenRunning(self._obey_signals)  # again, as it may have installed its own
+        self._reactor.callWhenRunning(self._stop_once)
 
     def _obey_signals(self) -> None:
         for number, action in ((signal.SIGHUP, self._reload), (signal.SIGUSR1, self._proxy.reopen_logs)):
             signal.signal(number, lambda *_, action=action: self._reactor.callFromThread(action))
+
+    def _stop_once(self) -> None:
+        """Pass on the first signal to stop, and no other: a reactor that is told twice calls that an error.
+
+        Whoever signals a process group through make or a shell sends two.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stop = signal.getsignal(number)
+            if callable(stop):
+                signal.signal(number, lambda *arguments, stop=stop: self._stop(stop, *arguments))
+
+    def _stop(self, stop: Callable[..., object], *arguments: object) -> None:
+        if not self._stopping:
+            self._stopping = True
+            stop(*arguments)
 
     def _reload(self) -> None:
         if not self.running:

@@ -129,7 +129,7 @@ class DaemonTests(SynchronousTestCase):
     def setUp(self) -> None:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
-        for number in (signal.SIGHUP, signal.SIGUSR1):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM):
             self.addCleanup(signal.signal, number, signal.getsignal(number))
         self.reactor = RunningReactor()
         self.path = Path(self.mktemp())
@@ -261,6 +261,16 @@ class DaemonTests(SynchronousTestCase):
         self.assertEqual(self.proxy.reopened, 0)
         self.reactor.settle()
         self.assertEqual(self.proxy.reopened, 1)
+
+    def test_stopped_twice(self) -> None:
+        """Of several signals to stop the reactor hears the first: the second would be an error to it."""
+        heard: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: heard.append(number))
+        self.start()
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        self.assertEqual(heard, [signal.SIGTERM])
 
     def test_signal_at_the_end(self) -> None:
         """A SIGHUP that comes while the proxy stops is not obeyed."""

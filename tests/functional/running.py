@@ -33,10 +33,17 @@ TROUBLE = ("Traceback", "Unhandled", "proxyd has a bug", "#critical")
 """What no client and no origin may bring into the log."""
 
 COUNTED = """
+import resource
 from coverage import Coverage
 from twisted.internet import reactor
 from twisted.scripts.twistd import run
-reactor.addSystemEventTrigger("after", "shutdown", Coverage.current().save)
+
+def save():
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a test may have left none for the file
+    Coverage.current().save()
+
+reactor.addSystemEventTrigger("after", "shutdown", save)
 run()
 """
 """A twistd whose lines are counted: Twisted ends a process by the signal it got, which would lose the counts."""

@@ -25,9 +25,13 @@ class SpeaksTests(SynchronousTestCase):
         for first in TOKEN:
             self.assertIs(speaks(first), Speaks.HTTP, chr(first))
 
+    def test_empty_line(self) -> None:
+        """An empty line may stand before an HTTP request."""
+        self.assertIs(speaks(0x0D), Speaks.HTTP)
+
     def test_unknown(self) -> None:
-        """SOCKS4, the binary PROXY header, blanks, separators and all else are unknown."""
-        unknown = set(range(256)) - set(TOKEN) - {0x16, 0x05}
-        self.assertLessEqual({0x04, 0x0D, 0x0A, 0x20, ord("("), ord("/"), 0x00, 0x7F, 0x80, 0xFF}, unknown)
+        """SOCKS4, blanks, separators and all else are unknown."""
+        unknown = set(range(256)) - set(TOKEN) - {0x16, 0x05, 0x0D}
+        self.assertLessEqual({0x04, 0x0A, 0x20, ord("("), ord("/"), 0x00, 0x7F, 0x80, 0xFF}, unknown)
         for first in unknown:
             self.assertIs(speaks(first), Speaks.UNKNOWN, hex(first))

@@ -20,7 +20,9 @@ TLS_HANDSHAKE = 0x16
 SOCKS5_VERSION = 0x05
 """VER of a SOCKS5 greeting (RFC 1928 §3)."""
 TOKEN = frozenset(f"!#$%&'*+-.^_`|~{string.digits}{string.ascii_letters}".encode())
-"""tchar of RFC 9110 §5.6.2, of which a method is made. No agent begins a connection with an empty line."""
+"""tchar of RFC 9110 §5.6.2, of which a method is made."""
+CARRIAGE_RETURN = 0x0D
+"""Before a request an empty line is ignored (RFC 9112 §2.2)."""
 
 
 def _meaning(first: int) -> Speaks:
@@ -28,7 +30,7 @@ def _meaning(first: int) -> Speaks:
         return Speaks.TLS
     if first == SOCKS5_VERSION:
         return Speaks.SOCKS5
-    return Speaks.HTTP if first in TOKEN else Speaks.UNKNOWN
+    return Speaks.HTTP if first in TOKEN or first == CARRIAGE_RETURN else Speaks.UNKNOWN
 
 
 _MEANINGS = tuple(map(_meaning, range(256)))

@@ -112,7 +112,7 @@ class Equipment:
                 resolver=new.resolver,
                 dialer=new.dialer,
                 deadlines=self.deadlines,
-                pool=IdlePool(self.deadlines),
+                pool=IdlePool(self._reactor, self.deadlines),
                 splicer=self.splicer,
                 access_log=new.access_log,
                 via=via,

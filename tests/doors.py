@@ -368,7 +368,7 @@ class DoorCase(SynchronousTestCase):
             resolver=self.resolver,
             dialer=self.dialer,
             deadlines=self.deadlines,
-            pool=IdlePool(self.deadlines, idle_timeout=15, size=8),
+            pool=IdlePool(self.clock, self.deadlines, idle_timeout=15, size=8),
             splicer=self.splicer,
             access_log=self.records,
             via="proxyd-test",

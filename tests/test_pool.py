@@ -30,7 +30,7 @@ class IdlePoolTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.clock = Clock()
-        self.pool = IdlePool(Deadlines(self.clock), idle_timeout=15, size=3)
+        self.pool = IdlePool(self.clock, Deadlines(self.clock), idle_timeout=15, size=3)
 
     def give(self, destination: Destination = HERE, address: IPAddress = ADDRESS) -> Memory:
         """An origin whose connection is idle now."""

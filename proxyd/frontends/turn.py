@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
 from typing import TYPE_CHECKING, ClassVar
@@ -39,7 +38,7 @@ def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | No
     if len(values) > 1 or scheme.lower() != b"basic":
         raise Refused(Decision(Verdict.CHALLENGE, None, "only Basic authentication is offered", None))
     try:
-        name, colon, password = base64.b64decode(encoded.strip(), validate=True).partition(b":")
+        name, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
     except binascii.Error:
         raise wrong_credentials() from None
     if not colon:

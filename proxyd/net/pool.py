@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from proxyd.net.connection import Connection
@@ -20,8 +21,10 @@ Key = tuple[str, int]
 class IdlePool:
     """Connections to origins that have answered and may be asked again, by destination; the last one first."""
 
-    def __init__(self, deadlines: Deadlines, *, idle_timeout: float = 0, size: int = 0) -> None:
+    def __init__(self, clock: IReactorTime, deadlines: Deadlines, *, idle_timeout: float = 0, size: int = 0) -> None:
+        self._clock = clock
         self._deadlines = deadlines
+        self._deadline: Deadline | None = None
         self.idle_timeout = idle_timeout
         self.size = size
         self._idle: dict[_Idle, None] = {}  # the oldest first
@@ -53,17 +56,27 @@ class IdlePool:
         if len(self._idle) >= self.size:
             next(iter(self._idle)).close()
         key = (destination.host, destination.port)
-        idle = _Idle(self, key, connection, address)
-        idle.deadline = self._deadlines.after(self.idle_timeout, idle.close)
+        idle = _Idle(self, key, connection, address, self._clock.seconds())
         connection.receiver = idle
         self._idle[idle] = None
+        if self._deadline is None:
+            self._deadline = self._deadlines.after(self.idle_timeout, self._close_stale)
         self._by_key.setdefault(key, {})[idle] = None
         connection.transport.resumeProducing()  # to hear if the origin closes it
+
+    def _close_stale(self) -> None:
+        """Close what nobody has used for too long; the oldest stand first, so that one deadline serves all."""
+        self._deadline = None
+        now = self._clock.seconds()
+        while self._idle and (idle := next(iter(self._idle))).since + self.idle_timeout <= now:
+            idle.close()
+        if self._idle:
+            left = next(iter(self._idle)).since + self.idle_timeout - now
+            self._deadline = self._deadlines.after(left, self._close_stale)
 
     def forget(self, idle: _Idle) -> None:
         """A connection is in use again, or no longer good; known to the pool or not any more."""
         if self._idle.pop(idle, idle) is None:
-            idle.deadline.cancel()
             waiting = self._by_key[idle.key]
             del waiting[idle]
             if not waiting:
@@ -97,12 +110,11 @@ def _silent(transport: Any) -> bool:
 class _Idle:
     """Has one connection while nobody uses it: whatever happens to it now ends it."""
 
-    __slots__ = ("_pool", "address", "connection", "deadline", "key")
+    __slots__ = ("_pool", "address", "connection", "key", "since")
 
-    deadline: Deadline
-
-    def __init__(self, pool: IdlePool, key: Key, connection: Connection, address: IPAddress) -> None:
+    def __init__(self, pool: IdlePool, key: Key, connection: Connection, address: IPAddress, since: float) -> None:
         self._pool = pool
+        self.since = since
         self.key = key
         self.connection = connection
         self.address = address

@@ -208,10 +208,18 @@ def _status_line(line: bytes, limits: HeadLimits) -> tuple[Version, int, bytes]:
     return _VERSIONS[minor], int(status), reason
 
 
-_MAX_NAMES_KEPT = 1024
+_MAX_KEPT = 1024
 _MAX_NAME_KEPT = 64
+_MAX_LINE_KEPT = 128
 _lower_names: dict[bytes, bytes] = {}
 """A bounded cache: names that were found to be tokens, with their lower-case form."""
+_REPEATED = frozenset(
+    b"accept accept-encoding cache-control connection content-length content-type expect host proxy-connection server"
+    b" user-agent x-log-apiversion x-log-bodyrawsize x-log-compresstype x-log-signaturemethod".split()
+)
+"""Fields whose lines an agent or an origin repeats with every message; none holds a secret."""
+_lines: dict[bytes, tuple[bytes, Field]] = {}
+"""A bounded cache: lines of such fields, parsed."""
 
 
 def parse_fields(section: bytes, limits: HeadLimits, error: ErrorType) -> tuple[list[Field], list[bytes]]:
@@ -227,18 +235,28 @@ def parse_fields(section: bytes, limits: HeadLimits, error: ErrorType) -> tuple[
         raise ProxyError(error, "the head does not end with an empty line")
     if len(lines) > limits.fields:
         raise _too_large(error, 431, "the head has too many fields")
-    known = _lower_names
+    known = _lines
     fields, names = [], []
     for line in lines:
-        name, colon, value = line.partition(b":")
-        try:
-            names.append(known[name])
-        except KeyError:
-            names.append(_lower_name(name, error))
-        if not colon:
-            raise ProxyError(error, "a field line has no colon")
-        fields.append((name, value.strip()))  # no other blanks than SP and HTAB are left here
+        parsed = known.get(line)
+        if parsed is None:
+            parsed = _parse_line(line, error)
+        names.append(parsed[0])
+        fields.append(parsed[1])
     return fields, names
+
+
+def _parse_line(line: bytes, error: ErrorType) -> tuple[bytes, Field]:
+    name, colon, value = line.partition(b":")
+    lower = _lower_names.get(name) or _lower_name(name, error)
+    if not colon:
+        raise ProxyError(error, "a field line has no colon")
+    parsed = lower, (name, value.strip())  # no other blanks than SP and HTAB are left here
+    if lower in _REPEATED and len(line) <= _MAX_LINE_KEPT:
+        if len(_lines) == _MAX_KEPT:
+            _lines.clear()
+        _lines[line] = parsed
+    return parsed
 
 
 def _lower_name(name: bytes, error: ErrorType) -> bytes:
@@ -246,7 +264,7 @@ def _lower_name(name: bytes, error: ErrorType) -> bytes:
         raise ProxyError(error, "a field name is not a token")
     lower = name.lower()
     if len(name) <= _MAX_NAME_KEPT:
-        if len(_lower_names) == _MAX_NAMES_KEPT:
+        if len(_lower_names) == _MAX_KEPT:
             _lower_names.clear()
         _lower_names[name] = lower
     return lower

@@ -111,20 +111,21 @@ class Readiness:
         watches = self._watches
         for fd, event in self._epoll.poll(0, MOST_EVENTS):
             watch = watches.get(fd)
-            if watch is not None:
-                try:
-                    self._serve(watch, event)
-                except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends this one alone
-                    self._fail(watch)
+            if watch is None:
+                continue
+            try:
+                if event & _GONE:
+                    self._serve_gone(watch, event)
+                    continue
+                if event & _READ and watch.read is not None:
+                    watch.read()
+                if event & _WRITE and watch.write is not None:
+                    watch.write()
+            except Exception:  # noqa: BLE001 - whatever it is, it is logged and ends this one alone
+                self._fail(watch)
 
-    def _serve(self, watch: Watch, event: int) -> None:
-        gone = event & _GONE
-        if not gone:
-            if event & _READ and watch.read is not None:
-                watch.read()
-            if event & _WRITE and watch.write is not None:
-                watch.write()
-        elif watch.read is not None:
+    def _serve_gone(self, watch: Watch, event: int) -> None:
+        if watch.read is not None:
             watch.read()
         elif watch.write is not None:
             watch.write()

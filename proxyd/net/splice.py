@@ -28,6 +28,7 @@ ENOUGH = 64 * 1024
 NO_PIPE_PAUSE = 0.05
 """Seconds until the next try when there is neither a pipe to keep bytes in nor room in the sink."""
 
+splice: Any = getattr(os, "splice", None)  # looked up once: this is the hottest call of all
 _FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 
 Pipe = tuple[int, int, int]
@@ -104,9 +105,8 @@ class Transfer:
     """Bytes on their way from one stream to another: until the source's end, or for a number of bytes.
 
     While it runs it reads for the source's transport and writes for the sink's, which has nothing pending in user
-    space;
-    the transports still own the sockets. ``moved`` counts the bytes taken from the source, ``left`` those still to come
-    (negative: until the source's end).
+    space; the transports still own the sockets. ``moved`` counts the bytes taken from the source, ``left`` those still
+    to come (negative: until the source's end).
     """
 
     __slots__ = (
@@ -116,6 +116,8 @@ class Transfer:
         "_owed",
         "_owner",
         "_pipe",
+        "_sink_fd",
+        "_source_fd",
         "_splicer",
         "left",
         "moved",
@@ -139,6 +141,8 @@ class Transfer:
         self._held = 0
         self._owed = 0
         self._delayed: Any = None
+        self._source_fd = source.fileno()
+        self._sink_fd = sink.fileno()
 
     @staticmethod
     def possible(source: object, sink: object) -> bool:
@@ -189,12 +193,12 @@ class Transfer:
             self._copy()
             return
         wanted = min(self._chunk, pipe[2])
-        source = self.source.fileno()
+        source, into = self._source_fd, pipe[1]
         for _ in range(ROUNDS):
             if 0 <= self.left < wanted:
                 wanted = self.left
             try:
-                count = os.splice(source, pipe[1], wanted, flags=_FLAGS)
+                self._held = count = splice(source, into, wanted, None, None, _FLAGS)
             except BlockingIOError:
                 break
             except OSError:
@@ -203,7 +207,13 @@ class Transfer:
             if not count:
                 self._finish()
                 return
-            if not self._took(count):
+            self._count(count)
+            if not self._pass_on():
+                return
+            if not self.left:
+                self._finish()
+                return
+            if self.rate is not None and self._paced(self.rate):
                 return
             if count < ENOUGH:
                 break
@@ -245,23 +255,12 @@ class Transfer:
         if self.left > 0:
             self.left -= count
 
-    def _took(self, count: int) -> bool:
-        """Pass on what was just read; False when the next has to wait, or none will follow."""
-        self._count(count)
-        self._held = count
-        if not self._pass_on():
-            return False
-        if not self.left:
-            self._finish()
-            return False
-        return self.rate is None or not self._paced(self.rate)
-
     def _pass_on(self) -> bool:
         """Empty the pipe into the sink; False when the sink is full (then reading waits) or broken."""
         assert self._pipe is not None
         try:
             while self._held:
-                self._held -= os.splice(self._pipe[0], self.sink.fileno(), self._held, flags=_FLAGS)
+                self._held -= splice(self._pipe[0], self._sink_fd, self._held, None, None, _FLAGS)
         except BlockingIOError:
             watch = self.sink.watch
             assert watch is not None

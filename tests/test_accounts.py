@@ -162,6 +162,32 @@ class AuthenticateTests(AccountsTestCase):
         self.answer(accounts, b"dave", b"")
         self.assertEqual(self.answer(accounts, b"alice", b"correct horse"), Identity("alice", "basic"))
 
+    def test_recalled(self) -> None:
+        """Words that have proven somebody do so for as long as the verdict on the name and the password in them."""
+        accounts = self.accounts(cache_time=60)
+        self.assertIsNone(accounts.recall(b"Basic x"))
+        self.answer(accounts, b"alice", b"correct horse")
+        self.clock.advance(20)
+        accounts.authenticate(b"alice", b"correct horse", "basic", b"Basic x")
+        self.clock.advance(39.9)
+        self.assertEqual(accounts.recall(b"Basic x"), Identity("alice", "basic"))
+        self.assertIsNone(accounts.recall(b"Basic y"))
+        self.clock.advance(0.1)
+        self.assertIsNone(accounts.recall(b"Basic x"))
+
+    def test_nobody_recalled(self) -> None:
+        """Words that have proven nobody are not remembered, nor those that nobody asks for, nor any number of them."""
+        accounts = self.accounts(max_verdicts=2)
+        self.answer(accounts, b"alice", b"correct horse")
+        self.answer(accounts, b"carol", b"")
+        accounts.authenticate(b"carol", b"", "basic", b"Basic wrong")
+        self.assertIsNone(accounts.recall(b"Basic wrong"))
+        accounts.authenticate(b"alice", b"correct horse", "socks5")
+        self.assertIsNone(accounts.recall(b""))
+        for words in (b"1", b"2", b"3"):
+            accounts.authenticate(b"alice", b"correct horse", "basic", words)
+        self.assertEqual([accounts.recall(words) is None for words in (b"1", b"2", b"3")], [True, True, False])
+
     def test_joined(self) -> None:
         """Who asks for a verdict that is being reached waits for the same check."""
         accounts = self.accounts()
@@ -215,6 +241,8 @@ class AuthenticateTests(AccountsTestCase):
             asker = self.ask(accounts, b"alice", b"canary-7f3a")
             texts = [repr(asker), repr(vars(accounts))]
             self.threads.work()
+            self.answer(accounts, b"alice", b"correct horse")
+            accounts.authenticate(b"alice", b"correct horse", "basic", b"canary-words")
             texts += [repr(asker), repr(vars(accounts)), str(failure), failure.getTraceback()]
         self.flushLoggedErrors(RuntimeError)
         self.assertEqual(len(events), 1)
@@ -240,9 +268,11 @@ class FileTests(AccountsTestCase):
         """A changed file is read within a second, and all verdicts are forgotten."""
         accounts = self.started()
         self.answer(accounts, b"alice", b"correct horse")
+        accounts.authenticate(b"alice", b"correct horse", "basic", b"Basic x")
         self.answer(accounts, b"bob", b"correct horse")
         self.path.write_text(WAS_BOB)
         self.assertEqual(self.look(), [])
+        self.assertIsNone(accounts.recall(b"Basic x"))
         self.assertIsNone(self.answer(accounts, b"alice", b"correct horse"))
         self.assertEqual(self.answer(accounts, b"bob", b"correct horse"), Identity("bob", "basic"))
 

@@ -44,6 +44,12 @@ class _Verdict:
     expires: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Proof:
+    identity: Identity
+    expires: float
+
+
 class Accounts:
     """The accounts of a password file as the doors see it, kept up to date with the file.
 
@@ -86,6 +92,7 @@ class Accounts:
         self._file = PasswordFile.from_path(path)
         self._keyed_digest = blake2b(digest_size=32, key=secrets.token_bytes(32))
         self._verdicts: OrderedDict[bytes, _Verdict] = OrderedDict()
+        self._proofs: dict[bytes, _Proof] = {}
         self._checks: dict[bytes, list[Deferred[str | None]]] = {}
 
     def start(self) -> None:
@@ -105,11 +112,14 @@ class Accounts:
                 asker.errback(_overloaded())
         self._pool.stop()
 
-    def authenticate(self, name: bytes, password: bytes, proof: str) -> Identity | None | Deferred[Identity | None]:
+    def authenticate(
+        self, name: bytes, password: bytes, proof: str, words: bytes = b""
+    ) -> Identity | None | Deferred[Identity | None]:
         """Whose name and password these are; a verdict that is known comes back at once.
 
         Args:
             proof: How they were presented, for the identity.
+            words: In what words, for `recall`.
 
         Raises:
             ProxyError: ``connection_limit_reached``, as too many checks are waiting.
@@ -117,13 +127,29 @@ class Accounts:
         key = self._cache_key(name, password)
         verdict = self._verdicts.get(key)
         if verdict is not None and self._reactor.seconds() < verdict.expires:
-            return _identity(verdict.name, proof)
+            identity = _identity(verdict.name, proof)
+            if words and identity is not None:
+                self._remember(words, _Proof(identity, verdict.expires))
+            return identity
         return self._ask(key, name, password).addCallback(_identity, proof)
 
+    def recall(self, words: bytes) -> Identity | None:
+        """Whom these very words have proven before, if that still holds; they need not be read again then."""
+        proof = self._proofs.get(self._digest(words))
+        return proof.identity if proof is not None and self._reactor.seconds() < proof.expires else None
+
+    def _remember(self, words: bytes, proof: _Proof) -> None:
+        if len(self._proofs) >= self._max_verdicts:
+            self._proofs.clear()
+        self._proofs[self._digest(words)] = proof
+
     def _cache_key(self, name: bytes, password: bytes) -> bytes:
-        # A digest, so that no secret stays in memory; keyed, so that it says nothing outside this process.
+        return self._digest(b"%d:%b%b" % (len(name), name, password))
+
+    def _digest(self, secret: bytes) -> bytes:
+        # So that no secret stays in memory; keyed, so that it says nothing outside this process.
         digest = self._keyed_digest.copy()
-        digest.update(b"%d:%b%b" % (len(name), name, password))
+        digest.update(secret)
         return digest.digest()
 
     def _ask(self, key: bytes, name: bytes, password: bytes) -> Deferred[str | None]:
@@ -174,6 +200,7 @@ class Accounts:
         if file is not None:
             self._file = file
             self._verdicts.clear()
+            self._proofs.clear()
             self._log.info("The accounts of {path} were read anew.", path=str(self._path))
 
     def _read_if_changed(self) -> PasswordFile | None:

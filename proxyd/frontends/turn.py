@@ -31,11 +31,14 @@ def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | No
     Raises:
         Refused: for credentials that cannot be read.
     """
-    if egress.accounts is None or b"proxy-authorization" not in head.names:
+    accounts, places = egress.accounts, head.names.at.get(b"proxy-authorization")
+    if accounts is None or places is None:
         return client.identity
-    values = head.get(b"proxy-authorization")
-    scheme, _, encoded = values[0].partition(b" ")
-    if len(values) > 1 or scheme.lower() != b"basic":
+    words = head.fields[places[0]][1]
+    if len(places) == 1 and (identity := accounts.recall(words)) is not None:
+        return identity
+    scheme, _, encoded = words.partition(b" ")
+    if len(places) > 1 or scheme.lower() != b"basic":
         raise Refused(Decision(Verdict.CHALLENGE, None, "only Basic authentication is offered", None))
     try:
         name, colon, password = binascii.a2b_base64(encoded.strip(), strict_mode=True).partition(b":")
@@ -43,7 +46,7 @@ def identify(head: RequestHead, client: Client, egress: Egress) -> Identity | No
         raise wrong_credentials() from None
     if not colon:
         raise wrong_credentials()
-    return egress.accounts.authenticate(name, password, "basic")
+    return accounts.authenticate(name, password, "basic", words)
 
 
 class Turn:
@@ -60,16 +63,16 @@ class Turn:
         self.over = False  # then nothing that was asked for before matters any more: passwords, connections
         self.body: Body | None = None  # None until the request is understood
         self.held = b""  # what the client has sent behind the head, while the way out is being found
-        self.options = head.tokens(b"connection")
+        self.options = head.tokens(b"connection") if b"connection" in head.names.at else ()
         # A client of HTTP/1.0 may wait for the end of the connection, whatever it says.
         self.lasting = (
             head.version == HTTP_1_1
             and b"close" not in self.options
-            and not (b"proxy-connection" in head.names and b"close" in head.tokens(b"proxy-connection"))
+            and not (b"proxy-connection" in head.names.at and b"close" in head.tokens(b"proxy-connection"))
         )
-        self.flow = Flow(door.egress, door.client, self.kind, head.method.decode("ascii"), "")
-        self.flow.on_kill(self.refuse)
-        self.flow.record.bytes_from_client = head.size
+        self.flow = flow = Flow(door.egress, door.client, self.kind, head.method.decode("ascii"), "")
+        flow.on_kill(self.refuse)
+        flow.record.bytes_from_client = head.size
 
     def start(self) -> None:
         """Read the target, find out who asks, decide."""
@@ -89,22 +92,14 @@ class Turn:
             self._admit(identity, destination)
 
     def _admit(self, identity: Identity | None, destination: Destination) -> None:
-        client = self.door.client
-        if identity is None and self.egress.accounts is not None and b"proxy-authorization" in self.head.names:
+        client, kind = self.door.client, self.kind
+        if identity is None and self.egress.accounts is not None and b"proxy-authorization" in self.head.names.at:
             raise wrong_credentials()
-        if self.kind not in client.listener.doors:
-            raise ProxyError(ErrorType.HTTP_REQUEST_DENIED, f"this port does not accept {self.kind.value} requests")
-        self.flow.admit(
-            Request(
-                client.listener.name,
-                self.kind,
-                client.address,
-                client.port,
-                identity,
-                self.head.method.decode("ascii"),
-                destination,
-            )
-        )
+        listener = client.listener
+        if kind not in listener.doors:
+            raise ProxyError(ErrorType.HTTP_REQUEST_DENIED, f"this port does not accept {kind.value} requests")
+        method = self.flow.record.method
+        self.flow.admit(Request(listener.name, kind, client.address, client.port, identity, method, destination))
         self.admitted()
 
     def read_request(self) -> Destination:

@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 from proxyd.accounts.accounts import Accounts
 from proxyd.errors import ErrorType, ProxyError
-from proxyd.ledger.record import AccessRecord
+from proxyd.ledger.record import AccessRecord, microseconds
 from proxyd.net.connection import Connection
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.dialer import Dialer
@@ -77,11 +77,11 @@ class Client:
     address: IPAddress | None
     port: int
     identity: Identity | None = None
+    name: str = field(init=False)
+    """The address as text; empty for a client on a Unix socket."""
 
-    @property
-    def name(self) -> str:
-        """The address as text; empty for a client on a Unix socket."""
-        return "" if self.address is None else str(self.address)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "" if self.address is None else str(self.address))
 
 
 class Refused(ProxyError):
@@ -113,7 +113,7 @@ class Flow:
         self.relay: Relay | None = None
         self.ended = False
         self.record = AccessRecord(
-            time=self._start,
+            time=microseconds(self._start),
             id=f"{_process}-{next(_numbers):x}",
             listener=client.listener.name,
             protocol=door.value,
@@ -141,14 +141,11 @@ class Flow:
         record = self.record
         record.destination = request.destination.authority
         record.method = request.method
-        if request.identity is not None:
-            record.user, record.proof = request.identity.name, request.identity.proof
-        decision = self._egress.policy.decide(request)
+        identity = request.identity
+        if identity is not None:
+            record.user, record.proof = identity.name, identity.proof
+        self.decision = decision = self._egress.policy.decide(request)
         record.policy = self._since_start()
-        self._judge(decision)
-
-    def _judge(self, decision: Decision) -> None:
-        self.decision = decision
         if decision.verdict is not Verdict.ALLOW and decision.verdict is not Verdict.UNDECIDED:
             raise Refused(decision)
 
@@ -206,7 +203,7 @@ class Flow:
         return self._dialing
 
     def _looked_up(self, result: T, began: float) -> T:
-        self.record.dns = self._egress.clock.seconds() - began
+        self.record.dns = microseconds(self._egress.clock.seconds() - began)
         return result
 
     def _resolved(self, addresses: Sequence[IPAddress], began: float, timeout: float) -> Deferred[Connection]:
@@ -238,7 +235,7 @@ class Flow:
         began: float,
     ) -> Connection:
         connection, address = reached
-        self.record.connect = self._egress.clock.seconds() - began
+        self.record.connect = microseconds(self._egress.clock.seconds() - began)
         self.decision = allowed[address]
         if policy is not self._egress.policy and self.request is not None:  # reloaded meanwhile
             self.decision = self._egress.policy.decide(self.request, address)
@@ -277,7 +274,7 @@ class Flow:
         record.bytes_from_client += relay.bytes_from_client
         record.bytes_to_client += relay.bytes_to_client
         if relay.first_byte is not None and record.first_byte is None:
-            record.first_byte = relay.first_byte - self._start
+            record.first_byte = microseconds(relay.first_byte - self._start)
         self.end(relay.error, closed_by=relay.closed_by)
 
     def began_answer(self) -> None:
@@ -327,7 +324,7 @@ class Flow:
             self._dialing.cancel()
 
     def _since_start(self) -> float:
-        return float(self._egress.clock.seconds() - self._start)
+        return microseconds(self._egress.clock.seconds() - self._start)
 
 
 def _dns_timeout(result: object, timeout: float) -> NoReturn:

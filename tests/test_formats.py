@@ -74,16 +74,6 @@ class EncodeJSONTests(SynchronousTestCase):
             b'"duration":0.0,"reused":false}\n',
         )
 
-    def test_microseconds(self) -> None:
-        """Times have six decimals at most, rounded, and the record itself keeps what it had."""
-        record = a_record(time=1700000000.1234567, duration=0.012345675607299805, policy=1.9999996, dns=None)
-
-        line = json.loads(encode_json(record))
-
-        self.assertEqual((line["time"], line["duration"], line["policy"]), (1700000000.123457, 0.012346, 2.0))
-        self.assertNotIn("dns", line)
-        self.assertEqual(record.duration, 0.012345675607299805)
-
     def test_phases_not_reached(self) -> None:
         """Each phase that was not reached is left out, whichever of the others there are."""
         for phase in ("policy", "dns", "connect", "first_byte"):

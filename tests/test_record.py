@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from proxyd.ledger.record import AccessRecord
+from proxyd.ledger.record import AccessRecord, microseconds
 
 
 class AccessRecordTests(SynchronousTestCase):
@@ -39,3 +39,18 @@ class AccessRecordTests(SynchronousTestCase):
             "reply error detail bytes_from_client bytes_to_client duration policy dns connect first_byte closed_by "
             "reused",
         )
+
+
+class MicrosecondsTests(SynchronousTestCase):
+    """How exactly the times of a record are told."""
+
+    def test_rounded(self) -> None:
+        """Times have six decimals at most, and are rounded to the nearest."""
+        for seconds, told in (
+            (1700000000.1234567, 1700000000.123457),
+            (0.012345675607299805, 0.012346),
+            (1.9999996, 2),
+        ):
+            self.assertEqual(microseconds(seconds), told)
+        self.assertEqual(microseconds(0.0), 0)
+        self.assertEqual(repr(microseconds(0.1 + 0.2)), "0.3")

@@ -5,6 +5,11 @@ from __future__ import annotations
 import msgspec
 
 
+def microseconds(seconds: float) -> float:
+    """Seconds with six decimals at most, as the times of a record are."""
+    return (seconds * 1e6 + 0.5) // 1 / 1e6  # a quarter of what round(seconds, 6) costs, of which a record has several
+
+
 class AccessRecord(msgspec.Struct, omit_defaults=True, gc=False):
     """One request or tunnel, from first byte to last; filled in while the flow lives, written once.
 

@@ -13,6 +13,7 @@ from proxyd.net.deadlines import Deadlines
 from proxyd.net.pool import IdlePool
 from proxyd.request import Destination, IPAddress
 from tests.doors import Memory
+from tests.turning import reset
 
 HERE = Destination.parse("origin.example", 80)
 THERE = Destination.parse("origin.example", 8080)
@@ -160,7 +161,9 @@ class IdlePoolTests(SynchronousTestCase):
 
     def with_socket(self) -> tuple[Memory, socket.socket]:
         """An idle connection that has a real socket, and the other end of that."""
-        near, far = socket.socketpair()
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            near = socket.create_connection(listening.getsockname())
+            far, _ = listening.accept()
         self.addCleanup(near.close)
         self.addCleanup(far.close)
         near.setblocking(False)
@@ -189,7 +192,7 @@ class IdlePoolTests(SynchronousTestCase):
         self.assertIsNone(self.take())
 
     def test_unseen_reset(self):
-        """Nor one that is broken."""
-        origin, _ = self.with_socket()
-        origin.socket.close()  # type: ignore[attr-defined]
+        """Nor one that the origin has reset."""
+        _, far = self.with_socket()
+        reset(far)
         self.assertIsNone(self.take())

@@ -14,9 +14,6 @@ from proxyd.net.deadlines import Deadline, Deadlines
 from proxyd.net.linger import ORIGIN_FLUSH, Closing
 from proxyd.request import Destination, IPAddress
 
-Key = tuple[str, int]
-"""Host and port, as the client named them."""
-
 
 class IdlePool:
     """Connections to origins that have answered and may be asked again, by destination; the last one first."""
@@ -28,24 +25,25 @@ class IdlePool:
         self.idle_timeout = idle_timeout
         self.size = size
         self._idle: dict[_Idle, None] = {}  # the oldest first
-        self._by_key: dict[Key, dict[_Idle, None]] = {}
+        self._by_authority: dict[str, dict[_Idle, None]] = {}
 
     def take(
         self, destination: Destination, admits: Callable[[IPAddress], bool]
     ) -> tuple[Connection, IPAddress] | None:
         """A connection to the destination whose address the policy admits for this request, or ``None``."""
-        key = (destination.host, destination.port)
-        while (idle := self._newest(key, admits)) is not None:
+        while (idle := self._newest(destination.authority, admits)) is not None:
             self.forget(idle)
             if _silent(idle.connection.transport):
                 return idle.connection, idle.address
             Closing(idle.connection, self._deadlines, ORIGIN_FLUSH)
         return None
 
-    def _newest(self, key: Key, admits: Callable[[IPAddress], bool]) -> _Idle | None:
-        for idle in reversed(self._by_key.get(key, {})):
-            if admits(idle.address):
-                return idle
+    def _newest(self, authority: str, admits: Callable[[IPAddress], bool]) -> _Idle | None:
+        waiting = self._by_authority.get(authority)
+        if waiting is not None:
+            for idle in reversed(waiting):
+                if admits(idle.address):
+                    return idle
         return None
 
     def give(self, destination: Destination, connection: Connection, address: IPAddress) -> None:
@@ -53,15 +51,19 @@ class IdlePool:
         if not self.size:
             Closing(connection, self._deadlines, ORIGIN_FLUSH)
             return
-        if len(self._idle) >= self.size:
+        while len(self._idle) >= self.size:
             next(iter(self._idle)).close()
-        key = (destination.host, destination.port)
-        idle = _Idle(self, key, connection, address, self._clock.seconds())
+        authority = destination.authority
+        idle = _Idle(self, authority, connection, address, self._clock.seconds())
         connection.receiver = idle
         self._idle[idle] = None
         if self._deadline is None:
             self._deadline = self._deadlines.after(self.idle_timeout, self._close_stale)
-        self._by_key.setdefault(key, {})[idle] = None
+        waiting = self._by_authority.get(authority)
+        if waiting is None:
+            self._by_authority[authority] = {idle: None}
+        else:
+            waiting[idle] = None
         connection.transport.resumeProducing()  # to hear if the origin closes it
 
     def _close_stale(self) -> None:
@@ -77,10 +79,10 @@ class IdlePool:
     def forget(self, idle: _Idle) -> None:
         """A connection is in use again, or no longer good; known to the pool or not any more."""
         if self._idle.pop(idle, idle) is None:
-            waiting = self._by_key[idle.key]
+            waiting = self._by_authority[idle.authority]
             del waiting[idle]
             if not waiting:
-                del self._by_key[idle.key]
+                del self._by_authority[idle.authority]
 
     def discard(self, idle: _Idle) -> None:
         """Close a connection of which nothing is expected any more."""
@@ -98,7 +100,7 @@ def _silent(transport: Any) -> bool:
     sock = getattr(transport, "socket", None)
     if sock is None:
         return True
-    try:
+    try:  # poll(2) would need no exception, and fails once the limit on open files was lowered
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return True
@@ -110,12 +112,14 @@ def _silent(transport: Any) -> bool:
 class _Idle:
     """Has one connection while nobody uses it: whatever happens to it now ends it."""
 
-    __slots__ = ("_pool", "address", "connection", "key", "since")
+    __slots__ = ("_pool", "address", "authority", "connection", "since")
 
-    def __init__(self, pool: IdlePool, key: Key, connection: Connection, address: IPAddress, since: float) -> None:
+    def __init__(
+        self, pool: IdlePool, authority: str, connection: Connection, address: IPAddress, since: float
+    ) -> None:
         self._pool = pool
         self.since = since
-        self.key = key
+        self.authority = authority
         self.connection = connection
         self.address = address
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import enum
 import functools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import idna
+import msgspec
 
 from proxyd.errors import ErrorType, ProxyError
 
@@ -29,9 +30,10 @@ class Door(enum.Enum):
     CONNECT = "connect"
     SOCKS5 = "socks5"
 
+    __hash__ = object.__hash__  # as members are equal only to themselves; enum's own is written in Python
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """Who is asking, and how that was proven: ``basic``, ``socks5`` or ``certificate``."""
 
     name: str
@@ -49,11 +51,12 @@ class Destination:
     host: str
     port: int
     address: IPAddress | None
+    authority: str = field(init=False, repr=False, compare=False)
+    """``host:port``, with brackets around an IPv6 address."""
 
-    @property
-    def authority(self) -> str:
-        """``host:port``, with brackets around an IPv6 address."""
-        return f"[{self.host}]:{self.port}" if isinstance(self.address, IPv6Address) else f"{self.host}:{self.port}"
+    def __post_init__(self) -> None:
+        host = f"[{self.host}]" if isinstance(self.address, IPv6Address) else self.host
+        object.__setattr__(self, "authority", f"{host}:{self.port}")
 
     def host_field(self, default_port: int) -> str:
         """The value of ``Host``: the authority without the port that the scheme implies."""
@@ -172,8 +175,7 @@ def _canonical_name(host: str) -> str:
     return name
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, gc=False):
     """One thing a client asks for; what the policy decides on.
 
     ``method`` is the HTTP method, or ``CONNECT`` for SOCKS5 too: its command has that name.

@@ -82,5 +82,5 @@ def last_hop_answer(now: float, head: RequestHead, *, close: bool) -> bytes:
 
 def _traced(head: RequestHead) -> bytes:
     """The request as it came, without what is secret (RFC 9110 §9.3.8)."""
-    fields = [field for name, field in zip(head.names, head.fields, strict=True) if name not in _SECRET]
+    fields = head.names.all_but(_SECRET)(head.fields)
     return encode_request_head(head.method, head.target, fields)

@@ -9,7 +9,7 @@ from proxyd.frontends.turn import Turn
 from proxyd.net.connection import Connection
 from proxyd.net.linger import abandon
 from proxyd.request import Destination, Door
-from proxyd.wire.body import Body
+from proxyd.wire.body import body_of
 from proxyd.wire.framing import request_body
 
 
@@ -24,7 +24,7 @@ class ConnectTurn(Turn):
         """The authority to connect to."""
         destination = Destination.parse_authority(self.head.target.decode("ascii"))
         self.flow.record.destination = destination.authority
-        self.body = Body(*request_body(self.head))
+        self.body = body_of(*request_body(self.head))
         check_loop(self.head, self.egress.via)
         return destination
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+import msgspec
 
 from proxyd.errors import ErrorType, ProxyError
 from proxyd.request import Destination
@@ -36,8 +38,7 @@ _OF_CONNECTIONS = (b"ntlm", b"negotiate")
 """Authentication schemes that prove who a connection belongs to, not a request."""
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardUrl:
+class ForwardUrl(msgspec.Struct, frozen=True, gc=False):
     """The target of a forward request: where it goes, and what the origin is to see."""
 
     destination: Destination
@@ -82,13 +83,12 @@ def check_loop(head: RequestHead, via: str) -> None:
     Raises:
         ProxyError: ``proxy_loop_detected``.
     """
-    if b"via" in head.names:
-        ours = via.lower().encode("ascii")
-        if any(member.split()[1:2] == [ours] for member in head.tokens(b"via")):
-            raise ProxyError(ErrorType.PROXY_LOOP_DETECTED, "the request has come back to this proxy")
+    ours = via.lower().encode("ascii")
+    if any(member.split()[1:2] == [ours] for member in head.tokens(b"via")):
+        raise ProxyError(ErrorType.PROXY_LOOP_DETECTED, "the request has come back to this proxy")
 
 
-def wanted_upgrade(head: RequestHead, options: list[bytes]) -> bytes | None:
+def wanted_upgrade(head: RequestHead, options: Sequence[bytes]) -> bytes | None:
     """The ``Upgrade`` that the client asks for and that may be passed on; ``options`` are those of ``Connection``."""
     if b"upgrade" not in options or head.version == HTTP_1_0:
         return None
@@ -106,9 +106,9 @@ def persists(request: RequestHead, response: ResponseHead) -> bool:
     """Whether the origin's connection may carry another request, perhaps of another client, after these heads."""
     if response.version != HTTP_1_1:
         return False
-    if b"connection" in response.names and b"close" in response.tokens(b"connection"):
+    if b"connection" in response.names.at and b"close" in response.tokens(b"connection"):
         return False
-    if b"authorization" not in request.names:
+    if b"authorization" not in request.names.at:
         return True
     return not any(value.lower().startswith(_OF_CONNECTIONS) for value in request.get(b"authorization"))
 
@@ -126,11 +126,13 @@ def upstream_head(
     hops: int | None,
 ) -> bytes:
     """The request head for the origin."""
-    fields: list[Field] = [(b"Host", _host(head, target.destination, preserve_host))]
-    fields += end_to_end_fields(head, _EXPECTING_DROPS if expects else _REQUEST_DROPS)
+    fields: list[Field] = [
+        (b"Host", _host(head, target.destination, preserve_host)),
+        *end_to_end_fields(head, _EXPECTING_DROPS if expects else _REQUEST_DROPS),
+    ]
     if hops is not None:
         fields.append((b"Max-Forwards", b"%d" % (hops - 1)))
-    elif b"max-forwards" in head.names:
+    elif b"max-forwards" in head.names.at:
         fields += [(b"Max-Forwards", value) for value in head.get(b"max-forwards")]
     fields.append(_via(head.version, via))
     if framing is Framing.LENGTH:
@@ -145,10 +147,11 @@ def upstream_head(
 def _host(head: RequestHead, destination: Destination, preserve: bool) -> bytes:
     """The client's own spelling where it means the target, for signatures may cover it; else the target's authority."""
     ours = destination.host_field(80).encode("ascii")
-    sent = head.get(b"host")
-    if sent and sent[0] and (preserve or sent[0].lower().removesuffix(b":80") == ours):
-        return sent[0]
-    return ours
+    places = head.names.at.get(b"host")
+    if places is None:
+        return ours
+    sent = head.fields[places[0]][1]
+    return sent if sent == ours or (sent and (preserve or sent.lower().removesuffix(b":80") == ours)) else ours
 
 
 def interim_head(head: ResponseHead, via: str) -> bytes:
@@ -161,19 +164,20 @@ def switching_head(head: ResponseHead, via: str) -> bytes:
     """The 101 response that turns the connection into a tunnel."""
     fields = end_to_end_fields(head, _RESPONSE_DROPS)
     upgrade = [(b"Upgrade", value) for value in head.get(b"upgrade")]
-    fields += [_via(head.version, via), (b"Connection", b"Upgrade"), *upgrade]
-    return encode_response_head(head.status, head.reason, fields)
+    ours = [_via(head.version, via), (b"Connection", b"Upgrade"), *upgrade]
+    return encode_response_head(head.status, head.reason, [*fields, *ours])
 
 
 def client_head(head: ResponseHead, *, via: str, now: float, chunked: bool, close: bool) -> bytes:
     """The final response head for the client; ``chunked`` where the body has no length that could be told."""
-    fields = end_to_end_fields(head, _RESPONSE_DROPS)
-    if b"date" not in head.names:
+    names = head.names.at
+    fields = list(end_to_end_fields(head, _RESPONSE_DROPS))
+    if b"date" not in names:
         fields.append((b"Date", http_date(now)))
     fields.append(_via(head.version, via))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
-    elif head.status != 204:
+    elif head.status != 204 and b"content-length" in names:
         # Of known length, or without a body: then it tells what a GET would have brought (RFC 9110 §8.6).
         fields += [(b"Content-Length", value) for value in head.get(b"content-length")]
     if close:

@@ -124,7 +124,7 @@ class HttpDoor:
         if self._serving:
             return
         self._serving = True
-        while self._ready and self._unread and self._begin_turn():
+        while self._unread and self._ready and self._begin_turn():
             pass
         self._serving = False
         if self.half_closed and self._ready:
@@ -210,7 +210,7 @@ class HttpDoor:
         if not rest.take(held) or not self._lasts(turn):
             return None
         # A client that was promised a 100 may send its body now, or take the refusal for the end of it.
-        return rest if rest.done or (rest.cheap and b"expect" not in turn.head.names) else None
+        return rest if rest.done or (rest.cheap and b"expect" not in turn.head.names.at) else None
 
     def discarded(self) -> None:
         """The body of a refused request has gone by."""

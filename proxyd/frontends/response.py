@@ -12,7 +12,7 @@ from proxyd.frontends.heads import agrees, client_head, interim_head, persists, 
 from proxyd.frontends.shortcut import take_shortcut
 from proxyd.net.connection import Connection
 from proxyd.net.splice import Transfer
-from proxyd.wire.body import Body
+from proxyd.wire.body import Body, body_of
 from proxyd.wire.framing import Framing, encode_chunk, encode_last_chunk, response_body
 from proxyd.wire.http1 import HTTP_1_1, ResponseHead, find_head, parse_response_head
 
@@ -122,7 +122,7 @@ class Response:
     def _begin(self, head: ResponseHead) -> None:
         exchange = self._exchange
         framing, length = response_body(head, exchange.head.method)
-        self._body = Body(framing, length, ErrorType.HTTP_PROTOCOL_ERROR)
+        self._body = body_of(framing, length, ErrorType.HTTP_PROTOCOL_ERROR)
         modern = exchange.head.version == HTTP_1_1
         unknown = framing is Framing.CHUNKED or framing is Framing.CLOSE
         self._chunked = modern and unknown

@@ -90,6 +90,11 @@ class Stream(tcp.Connection):
 
     # -- readiness: the reactor's set or our own ------------------------------------------------------------------
 
+    def resumeProducing(self) -> None:
+        """Read on, unless that is what we do."""
+        if self.watch is None or self.watch.read is None:
+            super().resumeProducing()
+
     def startReading(self) -> None:
         if self.watch is None:
             super().startReading()
@@ -127,7 +132,10 @@ class Stream(tcp.Connection):
             self.connectionLost(LOST)
             return
         if data:
-            self.bufferSize = BULK_READ_SIZE if len(data) >= READ_SIZE else READ_SIZE
+            if len(data) >= READ_SIZE:
+                self.bufferSize = BULK_READ_SIZE
+            elif self.bufferSize != READ_SIZE:
+                self.bufferSize = READ_SIZE
             self.protocol.dataReceived(data)
         else:
             self.stopReading()

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from proxyd.errors import ErrorType
 from proxyd.wire.framing import ChunkedBody, Framing
 from proxyd.wire.http1 import Field
+
+
+def body_of(framing: Framing, length: int, error: ErrorType = ErrorType.HTTP_REQUEST_ERROR) -> Body:
+    """The body of a message that is framed like this; those that have none share one."""
+    return NO_BODY if framing is Framing.NONE else Body(framing, length, error)
 
 
 class Body:
@@ -53,3 +59,6 @@ class Body:
         """Account for content of known length that was moved by the kernel."""
         self.left -= count
         self.done = self.left == 0
+
+
+NO_BODY: Final = Body(Framing.NONE)

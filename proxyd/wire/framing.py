@@ -61,18 +61,18 @@ def response_body(head: ResponseHead, request_method: bytes) -> tuple[Framing, i
 
 
 def _declared(head: Head, error: ErrorType) -> tuple[Framing, int]:
-    lengths = head.get(b"content-length")
-    codings = head.get(b"transfer-encoding")
-    if codings:
-        if lengths:
+    names = head.names.at
+    lengths = names.get(b"content-length")
+    if b"transfer-encoding" in names:
+        if lengths is not None:
             raise ProxyError(error, "the message has both Content-Length and Transfer-Encoding")
-        _check_chunked(head, codings, error)
+        _check_chunked(head, head.get(b"transfer-encoding"), error)
         return Framing.CHUNKED, 0
-    if not lengths:
+    if lengths is None:
         return Framing.NONE, 0
     if len(lengths) > 1:
         raise ProxyError(error, "the message has several Content-Length fields")
-    digits = lengths[0]
+    digits = head.fields[lengths[0]][1]
     # Of bytes, isdigit() means 0 to 9 alone; int() would also take blanks, signs and underscores.
     if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS or int(digits) > _MAX_LENGTH:
         raise ProxyError(error, "Content-Length is malformed")
@@ -218,7 +218,7 @@ class ChunkedBody:
             self.done = True
             return
         fields, names = parse_fields(line + b"\r\n", HEAD_LIMITS, self._error)
-        if names[0] not in _NO_TRAILERS:
+        if names.in_order[0] not in _NO_TRAILERS:
             self.trailers += fields
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -100,7 +101,7 @@ class LogFileTests(SynchronousTestCase):
         self.assertEqual(self.path.read_bytes(), b"c\n")
 
     def test_short_write(self) -> None:
-        """What a short write left over is lost from the line that it broke, and the next batch begins a new line."""
+        """What a short write left over is lost from the line that it broke, of which nothing stays in the file."""
         disk = Disk(room=6)
         file = self.file(disk.write)
 
@@ -110,7 +111,7 @@ class LogFileTests(SynchronousTestCase):
         self.assertEqual(file.append(b"five\n", 0.4), Outcome(1, 0, ""))
         self.assertEqual(file.append(b"six\n", 0.6), Outcome(1, 0, ""))
 
-        self.assertEqual(self.path.read_bytes(), b"one\ntw\nfive\nsix\n")
+        self.assertEqual(self.path.read_bytes(), b"one\nfive\nsix\n")
 
     def test_short_write_between_lines(self) -> None:
         """A short write that ends with a line leaves nothing to mend."""
@@ -123,47 +124,83 @@ class LogFileTests(SynchronousTestCase):
 
         self.assertEqual(self.path.read_bytes(), b"one\nthree\n")
 
-    def test_short_write_of_the_mending_newline(self) -> None:
-        """If only the newline that mends a broken line found room, the lines behind it are lost."""
+    def test_short_write_of_another_process(self) -> None:
+        """Another process's line that a full disk broke does not spoil ours behind it."""
+        other, file = self.file(Disk(room=10).write), self.file()
+
+        other.append(b"one\nbroken\n", 0.0)
+        file.append(b"two\n", 0.0)
+
+        self.assertEqual(self.path.read_bytes(), b"one\ntwo\n")
+
+    def test_locked(self) -> None:
+        """While one process writes, and takes back what it broke, no other that heeds locks does."""
+        locked: list[bool] = []
+
+        def write(descriptor: int, data: bytes) -> int:
+            locked.append(self.is_locked())
+            return os.write(descriptor, data)
+
+        self.file(write).append(b"a\n", 0.0)
+
+        self.assertEqual((locked, self.is_locked()), ([True], False))
+
+    def is_locked(self) -> bool:
+        """Whether a process that wants the file for itself would have to wait."""
+        with self.path.open("ab") as other:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            return False
+
+    def test_somebody_else_writes(self) -> None:
+        """What a program without locks has written behind a broken line stays, and the next batch begins a line."""
+
+        def write(descriptor: int, data: bytes) -> int:
+            with self.path.open("ab") as theirs:
+                done = os.write(descriptor, data[:2])
+                theirs.write(b" theirs")
+            return done
+
+        file = self.file(write)
+        file.append(b"one\n", 0.0)
+        file.append(b"two\n", 0.2)
+
+        self.assertEqual(self.path.read_bytes(), b"on theirs\nt theirs")
+
+    def test_cannot_be_taken_back(self) -> None:
+        """In a file that may only grow the next batch ends the line that was broken."""
+        growing = os.memfd_create("log", os.MFD_ALLOW_SEALING)
+        self.addCleanup(os.close, growing)
+        fcntl.fcntl(growing, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        self.path.symlink_to(f"/proc/self/fd/{growing}")
         disk = Disk(room=2)
         file = self.file(disk.write)
         file.append(b"one\n", 0.0)
-        disk.room = 1
-
-        self.assertEqual(file.append(b"two\n", 0.2), Outcome(0, 1, "only 1 of 5 bytes could be written"))
         disk.room = 100
-        file.append(b"three\n", 0.4)
 
-        self.assertEqual(self.path.read_bytes(), b"on\nthree\n")
+        file.append(b"two\n", 0.2)
 
-    def test_nothing_written(self) -> None:
-        """A write that takes nothing and does not say why loses the batch and breaks no line."""
-        file = self.file(lambda descriptor, data: 0)
-
-        self.assertEqual(file.append(b"one\n", 0.0), Outcome(0, 1, "only 0 of 4 bytes could be written"))
+        self.assertEqual(os.pread(growing, 100, 0), b"on\ntwo\n")
 
     def test_broken_line_stays_behind_in_a_rotated_file(self) -> None:
-        """A line that was broken in the old file does not put a newline into the new one."""
+        """A line that was broken in what was open before does not put a newline into what is new."""
         disk = Disk(room=2)
-        file = self.file(disk.write)
+        file, reader = self.fifo(disk.write)
         file.append(b"one\n", 0.0)
         self.path.rename(self.rotated)
         disk.room = 100
 
         file.append(b"two\n", 0.2, reopen=True)
 
-        self.assertEqual((self.rotated.read_bytes(), self.path.read_bytes()), (b"on", b"two\n"))
+        self.assertEqual((os.read(reader, 100), self.path.read_bytes()), (b"on", b"two\n"))
 
-    def test_broken_line_of_the_same_file(self) -> None:
-        """A line that was broken is mended too after the same file was opened again."""
-        disk = Disk(room=2)
-        file = self.file(disk.write)
-        file.append(b"one\n", 0.0)
-        disk.room = 100
+    def test_nothing_written(self) -> None:
+        """A write that takes nothing and does not say why loses the batch and breaks no line."""
+        file = self.file(lambda descriptor, data: 0)
 
-        file.append(b"two\n", 0.2, reopen=True)
-
-        self.assertEqual(self.path.read_bytes(), b"on\ntwo\n")
+        self.assertEqual(file.append(b"one\n", 0.0), Outcome(0, 1, "only 0 of 4 bytes could be written"))
 
     def test_rotated(self) -> None:
         """A file that was moved away is noticed within a second, and a new one begun."""
@@ -239,3 +276,59 @@ class LogFileTests(SynchronousTestCase):
         file.append(b"a\n", 10.0)
 
         self.assertEqual(os.read(reader, 100), b"a\n")
+
+    def fifo(self, write: Write) -> tuple[LogFile, int]:
+        """A FIFO at the path that is open for writing, and the descriptor that reads it."""
+        os.mkfifo(self.path)
+        reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+        self.addCleanup(os.close, reader)
+        return self.file(write), reader
+
+    def test_short_write_to_a_fifo(self) -> None:
+        """From a FIFO nothing can be taken back: the next batch ends the line that was broken."""
+        disk = Disk(room=6)
+        file, reader = self.fifo(disk.write)
+
+        self.assertEqual(file.append(b"one\ntwo\nthree\n", 0.0), Outcome(1, 2, "only 6 of 14 bytes could be written"))
+        self.assertEqual(file.append(b"four\n", 0.2), Outcome(0, 1, "No space left on device"))
+        disk.room = 100
+        self.assertEqual(file.append(b"five\n", 0.4), Outcome(1, 0, ""))
+        self.assertEqual(file.append(b"six\n", 0.6), Outcome(1, 0, ""))
+
+        self.assertEqual(os.read(reader, 100), b"one\ntw\nfive\nsix\n")
+
+    def test_short_write_of_the_ending_newline(self) -> None:
+        """If only the newline that ends a broken line found room, the lines behind it are lost."""
+        disk = Disk(room=2)
+        file, reader = self.fifo(disk.write)
+        file.append(b"one\n", 0.0)
+        disk.room = 1
+
+        self.assertEqual(file.append(b"two\n", 0.2), Outcome(0, 1, "only 1 of 5 bytes could be written"))
+        disk.room = 100
+        file.append(b"three\n", 0.4)
+
+        self.assertEqual(os.read(reader, 100), b"on\nthree\n")
+
+    def test_broken_line_of_the_same_fifo(self) -> None:
+        """A line that was broken is ended too after the same FIFO was opened again."""
+        disk = Disk(room=2)
+        file, reader = self.fifo(disk.write)
+        file.append(b"one\n", 0.0)
+        disk.room = 100
+
+        file.append(b"two\n", 0.2, reopen=True)
+
+        self.assertEqual(os.read(reader, 100), b"on\ntwo\n")
+
+    def test_standard_output_is_not_taken_back(self) -> None:
+        """Standard output is others' too, so what was written there stays."""
+        disk = Disk(room=2)
+        file = LogFile("-", disk.write)
+        file.open()
+        file.append(b"one\n", 0.0)
+        disk.room = 100
+
+        file.append(b"two\n", 0.2)
+
+        self.assertEqual(disk.writes, [(1, b"on"), (1, b"\ntwo\n")])

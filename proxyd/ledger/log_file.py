@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 Write = Callable[[int, bytes], int]
@@ -38,6 +41,7 @@ class LogFile:
         self._descriptor: int | None = None
         self._identity: tuple[int, int] | None = None
         self._checked = 0.0
+        self._is_file = False
         self._torn = False
         self._unopened: OSError | None = None
 
@@ -58,6 +62,7 @@ class LogFile:
         self._torn = self._torn and identity == self._identity
         self.close()
         self._descriptor, self._identity, self._unopened = descriptor, identity, None
+        self._is_file = stat.S_ISREG(found.st_mode)
 
     def close(self) -> None:
         """Close what is open, if anything is."""
@@ -77,15 +82,25 @@ class LogFile:
             return Outcome(0, count, problem)
         data = b"\n" + lines if self._torn else lines
         try:
-            done = self._write(self._descriptor, data)
+            done = self._put(self._descriptor, data)
         except OSError as error:
             return Outcome(0, count, reason(error))
         if done < len(data):
             problem = f"only {done} of {len(data)} bytes could be written"
-        if done:
-            self._torn = not data.endswith(b"\n", 0, done)
         lost = min(count, data.count(b"\n", done))
         return Outcome(count - lost, lost, problem)
+
+    def _put(self, descriptor: int, data: bytes) -> int:
+        """Write once. A line that was broken is taken back from a file, and elsewhere ended by the next batch.
+
+        A newline would not do for a file: it needs room as well, and another process may be quicker to append.
+        """
+        with _locked(descriptor) if self._is_file else contextlib.nullcontext():
+            done = self._write(descriptor, data)
+            if done:
+                broken = done - data.rfind(b"\n", 0, done) - 1
+                self._torn = broken > 0 and not (self._is_file and _taken_back(descriptor, broken))
+            return done
 
     def _follow(self, now: float, reopen: bool) -> None:
         if self.path == STANDARD_OUTPUT or not (reopen or self._moved(now)):
@@ -107,6 +122,32 @@ class LogFile:
         except OSError:
             return True
         return self._unopened is not None or (found.st_dev, found.st_ino) != self._identity
+
+
+@contextlib.contextmanager
+def _locked(descriptor: int) -> Iterator[None]:
+    """Keep the other processes that write to the file from it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks, which are for the rare broken line only
+        yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _taken_back(descriptor: int, size: int) -> bool:
+    """Cut off the last bytes that were written, unless somebody who heeds no lock has written behind them."""
+    end = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        if os.fstat(descriptor).st_size == end:
+            os.ftruncate(descriptor, end - size)
+            return True
+    except OSError:
+        pass  # the file may only be appended to
+    return False
 
 
 def reason(error: OSError) -> str:

@@ -83,9 +83,17 @@ class Listening:
         return {name: self._bound[before] for name, before in names.items()}
 
     def _context(self, listener: Listener) -> ServerCertificate | None:
+        """What it proves itself with: the same as before where the files are, as that has the keys of its tickets.
+
+        Files that changed are in use from now on even if nothing comes of the reload: so they would be without it.
+        """
         if listener.tls is None:
             return None
         try:
+            for bound in self._bound.values():
+                if bound.entrance.tls is not None and bound.entrance.listener.tls == listener.tls:
+                    bound.entrance.tls.look()
+                    return bound.entrance.tls
             return ServerCertificate(self._reactor, listener.tls)
         except (OSError, ValueError) as error:
             reason = f"the certificate {listener.tls.certificate} and its key cannot be used: {_first_line(error)}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import os
 import socket
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +160,47 @@ class ChangeTests(SynchronousTestCase):
         assert certificate is not None
         return str(certificate.subject.rfc4514_string())
 
+    def visit(self, session: ssl.SSLSession | None = None) -> ssl.SSLObject:
+        """A client of port 8443 after its handshake, which tries to resume the session."""
+        answers, records = ssl.MemoryBIO(), ssl.MemoryBIO()
+        visitor = self.context.wrap_bio(answers, records, session=session)
+        client = self.client(8443)
+        for _ in range(2):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                visitor.do_handshake()
+            client.send(records.read())
+            answers.write(client.received())
+        visitor.do_handshake()
+        return visitor
+
+    @functools.cached_property
+    def context(self) -> ssl.SSLContext:
+        """A client that believes every certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.maximum_version = ssl.TLSVersion.TLSv1_2  # the ticket comes with the handshake
+        return context
+
+    def test_session_tickets(self) -> None:
+        """A client can resume its session after a reload that leaves the certificate alone, also on a renamed port."""
+        endpoint = a_certificate(Path(self.mktemp()).absolute())
+        self.change(a=endpoint)
+        session = self.visit().session
+        for name in ("a", "b"):
+            self.change(**{name: endpoint})
+            self.assertTrue(self.visit(session).session_reused)
+
+    def test_session_tickets_of_another_certificate(self) -> None:
+        """It cannot when the certificate was renewed."""
+        directory = Path(self.mktemp()).absolute()
+        self.change(a=a_certificate(directory))
+        session = self.visit().session
+        self.change(a=a_certificate(directory))
+        self.assertFalse(self.visit(session).session_reused)
+
     def test_certificate(self) -> None:
-        """A listener shows its certificate; a renewed one is shown after a reload at the latest."""
+        """A listener shows its certificate; a renewed one is shown right after a reload."""
         directory = Path(self.mktemp()).absolute()
         self.change(a=a_certificate(directory))
         self.assertEqual(self.name(), "CN=proxy.example.com")
@@ -177,6 +219,17 @@ class ChangeTests(SynchronousTestCase):
         self.assertTrue(str(error).startswith(expected), str(error))
         self.assertEqual(len(str(error).splitlines()), 1)
         self.assertEqual(self.ports(), {"a": 8080})
+
+    def test_renewed_unusable_certificate(self) -> None:
+        """So is each time one that was renewed and cannot be used; the one before is shown."""
+        directory = Path(self.mktemp()).absolute()
+        endpoint = a_certificate(directory)
+        self.change(a=endpoint)
+        (directory / "proxyd-cert.pem").write_text("no certificate")
+        for _ in range(2):
+            self.assertRaises(ListenError, self.change, a=endpoint, b="tcp:8081")
+        self.assertEqual(self.name(), "CN=proxy.example.com")
+        self.assertEqual(self.ports(), {"a": 8443})
 
     def test_vanished_certificate(self) -> None:
         """So is one that is not there any more."""

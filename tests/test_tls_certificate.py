@@ -241,6 +241,29 @@ class ServerCertificateTests(FilesCase):
         self.clock.advance(LOOK_AGAIN)
         self.assertEqual(shown(self.server.current()), [der(made.certificate)])
 
+    def test_looked_at(self):
+        """When told to look, new files are in use at once, and the log says so."""
+        made = self.renew()
+        self.server.look()
+        self.assertEqual(shown(self.server.current()), [der(made.certificate)])
+        self.assertEqual(self.logged(), [LogLevel.info])
+
+    def test_looked_at_in_vain(self):
+        """While nothing changes, a look changes nothing, and the session tickets stay good."""
+        first = self.server.current()
+        self.server.look()
+        self.assertIs(self.server.current(), first)
+        self.assertEqual(self.logged(), [])
+
+    def test_looked_at_while_broken(self):
+        """Each look at files that cannot be used says so to who asked for it; the old certificate stays in place."""
+        self.replace(self.certificate, b"junk\n")
+        self.clock.advance(LOOK_AGAIN)
+        self.server.current()
+        for _ in range(2):
+            self.assertRaises(ValueError, self.server.look)
+        self.assertEqual(shown(self.server.current()), [der(self.made.certificate)])
+
     def test_unusable_from_the_start(self):
         """A listener does not start with files that cannot be used."""
         self.replace(self.certificate, b"junk\n")

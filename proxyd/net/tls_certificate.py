@@ -82,7 +82,7 @@ class ServerCertificate:
     def __init__(self, clock: IReactorTime, files: TLSFiles) -> None:
         self._clock = clock
         self._files = files
-        self._seen = self._state()
+        self._seen = self._used = self._state()
         self._looked = clock.seconds()
         self._context = make_context(files)
 
@@ -94,17 +94,27 @@ class ServerCertificate:
             state = self._state()
             if state != self._seen:
                 self._seen = state
-                self._reload()
+                self._try()
         return self._context
 
-    def _reload(self) -> None:
-        file = self._files.certificate
+    def _try(self) -> None:
         try:
-            self._context = make_context(self._files)
+            self.look()
         except (OSError, ValueError) as error:
+            file = self._files.certificate
             self._log.error("{file} or its key changed and cannot be used: {error}", file=file, error=error)
-        else:
-            self._log.info("{file} was read again", file=file)
+
+    def look(self) -> None:
+        """Look at the files now, and use what is new in them. Without that the context stays, and its session tickets.
+
+        Raises:
+            OSError, ValueError: they changed and cannot be used; the old ones stay in use.
+        """
+        state = self._state()
+        if state != self._used:
+            self._context = make_context(self._files)
+            self._seen = self._used = state
+            self._log.info("{file} was read again", file=self._files.certificate)
 
     def _state(self) -> tuple[object, ...]:
         return tuple(map(_stamp, _all(self._files)))

@@ -94,14 +94,20 @@ class Visitor(Connection):
     """One client's connection, as long as it lasts."""
 
     def __init__(self, entrance: Entrance) -> None:
-        super().__init__()
+        super().__init__(GONE)
         self._entrance = entrance
         self.counted_as: IPAddress | None = None
         """The address under which the client is counted; ``None`` where it is not the client's own."""
 
     def connectionMade(self) -> None:
         """Twisted has accepted it."""
-        self._entrance.welcome(self, *_peer(self.transport))
+        try:
+            self._entrance.welcome(self, *_peer(self.transport))
+        except BaseException:
+            # Whoever has accepted it logs that, and has no other way to it. To abort would change the epoll set first,
+            # which may be what has failed.
+            self.transport.connectionLost(Failure())
+            raise
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Twisted tells of the end."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import errno
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from proxyd.certificates import SelfSigned
 from proxyd.config import Config
 from proxyd.entrance import COMPLAIN_AGAIN, MOST_TURNED, Entrance
 from proxyd.equipment import Equipment, Replacements
+from proxyd.net.deadlines import Deadline, Deadlines
+from proxyd.net.readiness import Readiness, Watch
 from proxyd.net.transport import Stream
 from proxyd.testing import Ending, Faults, Lab, Peer, RecordList, StaticResolver
 from tests.loopback import connect
@@ -194,6 +199,22 @@ class EntranceTests(SynchronousTestCase):
         lab.records.expect({"status": 400}, {"status": 400})
 
 
+class FailingDeadlines(Deadlines):
+    """Deadlines of which none can be set, so that no door can be made."""
+
+    def after(self, seconds: float, call: Callable[[], object]) -> Deadline:
+        raise ZeroDivisionError
+
+
+class FullReadiness(Readiness):
+    """An epoll set with room for one socket."""
+
+    def change(self, watch: Watch, mask: int) -> None:
+        if watch.mask < 0 and self._watches:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().change(watch, mask)
+
+
 class AcceptTests(TestCase):
     """Clients on real sockets."""
 
@@ -266,3 +287,31 @@ class AcceptTests(TestCase):
         second = await connect(port.getHost())
         second.transport.write(b"POST http://a.example/ HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + bytes(100000))
         self.assertEqual(await second.closed, BUSY)
+
+    async def check_counted_out(self, port: IListeningPort, error: type[Exception]) -> None:
+        """A client whose accept fails is closed and counted out, and that is logged once."""
+        client = await connect(port.getHost())
+        await client.closed
+        self.assertEqual(self.equipment.crowd.present, set())
+        self.assertEqual(len(self.flushLoggedErrors(error)), 1)
+
+    async def test_failing(self) -> None:
+        """If the code that lets a client in fails, the client is closed; there is room for the next one."""
+        deadlines = self.equipment.egress.deadlines
+        for kernel in (True, False):
+            port = self.listen(kernel, reactor.listenTCP, 0, interface="127.0.0.1")
+            self.equipment.egress.deadlines = FailingDeadlines(reactor)
+            await self.check_counted_out(port, ZeroDivisionError)
+            self.equipment.egress.deadlines = deadlines
+            await self.ask(port)
+
+    async def test_no_room_in_the_epoll_set(self) -> None:
+        """So it is with a client that the kernel does not let us watch, accepted or turned away."""
+        roomy, self.equipment.readiness = self.equipment.readiness, FullReadiness(reactor)
+        assert roomy is not None
+        self.addCleanup(roomy.stop)
+        port = self.listen(True, reactor.listenTCP, 0, interface="127.0.0.1")
+        await self.check_counted_out(port, OSError)
+        self.equipment.crowd.most = 0
+        await self.check_counted_out(port, OSError)
+        self.assertEqual(self.equipment.crowd.turned, set())

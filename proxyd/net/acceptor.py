@@ -26,6 +26,7 @@ NO_DESCRIPTOR_PAUSE = 0.1
 class Acceptor:
     """Accepts for a port whose socket it shares: ``accepted`` gets each new socket, non-blocking, and its peer's name.
 
+    The socket is its own, to be closed if it fails.
     ``most`` are taken for one readiness event; the others wait in the kernel while those that are here are served.
     """
 
@@ -84,7 +85,7 @@ class Acceptor:
         self._watch.apply()
 
     def _broken(self, failure: Failure | None) -> None:
-        """The code that takes clients failed for one of them; the next may fare better."""
+        """The code that takes clients failed for one of them, and has closed it; the next may fare better."""
 
     def stop(self) -> None:
         """Accept no more; to be called before the socket is closed."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from proxyd.net.acceptor import MOST_ACCEPTS, MOST_SHARED_ACCEPTS, NO_DESCRIPTOR_PAUSE, Acceptor
 from proxyd.net.readiness import Readiness
+from tests.descriptors import no_descriptors
 from tests.processes import ReadingReactor
 
 
@@ -84,20 +82,6 @@ class AcceptorTests(SynchronousTestCase):
         self.readiness.doRead()
         self.assertEqual(self.clients, [])
 
-    @contextlib.contextmanager
-    def no_descriptors(self) -> Iterator[None]:
-        """All that we may open is open."""
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        with contextlib.ExitStack() as full:
-            highest = os.open(os.devnull, os.O_RDONLY)
-            full.callback(os.close, highest)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
-            full.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
-            with contextlib.suppress(OSError):
-                while True:
-                    full.callback(os.close, os.open(os.devnull, os.O_RDONLY))
-            yield
-
     def check_serves(self) -> None:
         """A client that comes now is taken."""
         before = len(self.clients)
@@ -109,7 +93,7 @@ class AcceptorTests(SynchronousTestCase):
         """While there are no descriptors clients are closed, so that none waits in vain; later ones are served."""
         self.acceptor()
         [client] = self.connect(1)
-        with self.no_descriptors():
+        with no_descriptors():
             self.readiness.doRead()
         self.assertEqual(self.clients, [])
         self.assertEqual(client.recv(1), b"")
@@ -117,7 +101,7 @@ class AcceptorTests(SynchronousTestCase):
 
     def test_not_even_a_spare_one(self) -> None:
         """Where there is no descriptor even for that, clients wait in the kernel until there is one."""
-        with self.no_descriptors():
+        with no_descriptors():
             self.acceptor()
             self.reactor.advance(NO_DESCRIPTOR_PAUSE)
         self.connect(1)
@@ -129,7 +113,7 @@ class AcceptorTests(SynchronousTestCase):
 
     def test_stopped_while_it_waits(self) -> None:
         """Nothing is left to be called when it is stopped in that state."""
-        with self.no_descriptors():
+        with no_descriptors():
             acceptor = self.acceptor()
         acceptor.stop()
         self.assertEqual(self.reactor.getDelayedCalls(), [])

@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from proxyd.workers.channel import READ_SIZE, Channel, wait
 from proxyd.workers.messages import Answer, ListeningSocket, LogLine, Message, Order
+from tests.descriptors import no_descriptors
 from tests.processes import ReadingReactor
 
 
@@ -100,6 +101,27 @@ class ChannelTests(SynchronousTestCase):
             self.addCleanup(os.close, descriptor)
             self.assertEqual(os.read(descriptor, 10), content)
             self.assertFalse(os.get_inheritable(descriptor))
+
+    def test_no_room_for_a_descriptor(self) -> None:
+        """Where too many are open already a message comes without its descriptor; the next one has its own again."""
+        self.here.channel.send(ListeningSocket("a"), self.file(b"a"))
+        with no_descriptors():
+            self.reactor.settle()
+        self.assertEqual((self.there.messages, self.there.descriptors), ([ListeningSocket("a")], []))
+        self.here.channel.send(ListeningSocket("b"), self.file(b"b"))
+        self.reactor.settle()
+        [descriptor] = self.there.descriptors
+        self.addCleanup(os.close, descriptor)
+        self.assertEqual(os.read(descriptor, 10), b"b")
+
+    def test_cut_message_without_its_descriptor(self) -> None:
+        """If the rest of that message never comes there is nothing to close."""
+        socket.send_fds(self.here.socket, [struct.pack("!I?", 100, True)], [self.file(b"")])
+        with no_descriptors():
+            self.reactor.settle()
+        self.here.channel.close()
+        self.reactor.settle()
+        self.assertEqual((self.there.messages, self.there.lost), ([], 1))
 
     def test_cut_message(self) -> None:
         """A descriptor whose message never comes as a whole is closed."""

@@ -25,6 +25,7 @@ from proxyd.testing import RecordList, StaticResolver
 from proxyd.workers.channel import Channel
 from proxyd.workers.messages import Answer, Configure, ListeningSocket, LogLine, Message, Order
 from proxyd.workers.worker import SUPERVISORS, Worker, ignore_signals
+from tests.descriptors import no_descriptors
 from tests.loopback import connect
 from tests.processes import ReadingReactor
 
@@ -149,6 +150,29 @@ class WorkerTests(WorkerTestCase):
         self.tell(Configure(configured("c")))
         self.assertEqual(self.heard, [Answer(None), Answer("access log /x: no space"), Answer(None)])
         self.assertEqual(proxy.told[2:], [(configured("c"), [])])
+
+    def test_too_many_open_files(self) -> None:
+        """So it does if a socket could not be received; those that were are closed, and it serves what it served."""
+        self.tell(Configure(configured("a")))
+        before = len(os.listdir("/proc/self/fd"))
+        self.tell(ListeningSocket("b"))
+        with no_descriptors():
+            self.tell(ListeningSocket("c"))
+        self.tell(Configure(configured("a", "b", "c")))
+        problem = 'listener "c": its socket could not be received: too many open files'
+        self.assertEqual(self.heard, [Answer(None), Answer(problem)])
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.tell(ListeningSocket("b"), Configure(configured("a", "b")))
+        self.assertEqual(self.proxies[0].told[2:], [(configured("a", "b"), ["b"])])
+
+    def test_bug(self) -> None:
+        """If its own code fails it logs that and answers with it, and its clients go on."""
+        self.tell(Configure(configured("a")))
+        self.proxies[0].problem = ZeroDivisionError("by zero")
+        self.tell(Configure(configured("b")))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(self.heard, [Answer(None), Answer("ZeroDivisionError: by zero")])
+        self.assertEqual(self.reactor.stopped, 0)
 
     def test_reopen(self) -> None:
         """It opens its logs again, if it has any yet."""

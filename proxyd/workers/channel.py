@@ -30,7 +30,7 @@ class Channel:
     """One end of a pair of Unix sockets between two processes that trust each other, so messages may be pickles.
 
     Args:
-        received: Gets each message, and its descriptor or ``None``.
+        received: Gets each message, and its descriptor; ``None`` if none was sent with it, or none could be received.
         lost: Called once, when the other end is closed.
         patience: Seconds that a message may wait for room in the socket; nobody reads it there counts as lost.
     """
@@ -48,7 +48,7 @@ class Channel:
         self._lost = lost
         self._reactor: Any = None
         self._bytes = bytearray()
-        self._descriptors: deque[int] = deque()
+        self._descriptors: deque[int | None] = deque()
 
     def begin(self, reactor: Any) -> None:
         """Receive what comes."""
@@ -92,14 +92,16 @@ class Channel:
     def doRead(self) -> None:
         """Take what has come."""
         try:
-            data, rights, _, _ = self._socket.recvmsg(READ_SIZE, socket.CMSG_SPACE(_DESCRIPTOR), _FLAGS)
+            data, rights, flags, _ = self._socket.recvmsg(READ_SIZE, socket.CMSG_SPACE(_DESCRIPTOR), _FLAGS)
         except OSError:
-            data, rights = b"", []
+            data, rights, flags = b"", [], 0
         if not data:
             self._end()
             return
         for _, _, content in rights:
             self._descriptors.extend(array.array("i", content))
+        if flags & socket.MSG_CTRUNC:  # we have too many open, and the kernel has closed it
+            self._descriptors.append(None)
         self._bytes += data
         self._deliver()
 
@@ -136,7 +138,9 @@ class Channel:
             self._reactor.removeReader(self)
         self._socket.close()
         while self._descriptors:  # of messages that have not come as a whole
-            os.close(self._descriptors.popleft())
+            descriptor = self._descriptors.popleft()
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 _FLAGS = getattr(socket, "MSG_CMSG_CLOEXEC", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
-from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogBeginner
+from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel, eventAsText, globalLogBeginner
 from zope.interface import implementer
 
 from proxyd.accounts.htpasswd import AccountsError
+from proxyd.config import Config
 from proxyd.ledger.access_log import AccessLogError
 from proxyd.listening import ListenError
 from proxyd.service import Proxy
@@ -31,12 +33,14 @@ SEND_PATIENCE = 5.0
 class Worker:
     """One worker, between the channel to its supervisor and the proxy that it is told to be."""
 
+    _log = Logger()
+
     def __init__(self, reactor: Any, control: socket.socket, make_proxy: Callable[..., Proxy] = Proxy) -> None:
         self._reactor = reactor
         self._make_proxy = make_proxy
         self._channel = Channel(control, self._received, self.end, SEND_PATIENCE)
         self._proxy: Proxy | None = None
-        self._sockets: dict[str, int] = {}
+        self._sockets: dict[str, int | None] = {}
         self._ending = False
 
     def begin(self) -> None:
@@ -54,7 +58,7 @@ class Worker:
 
     def _received(self, message: Message, descriptor: int | None) -> None:
         match message:
-            case ListeningSocket(listener) if descriptor is not None:
+            case ListeningSocket(listener):
                 self._sockets[listener] = descriptor
             case Configure():
                 self._channel.send(Answer(self._configure(message)))
@@ -64,18 +68,34 @@ class Worker:
                 self.end()
 
     def _configure(self, order: Configure) -> str | None:
-        """Serve that, or say why not."""
-        sockets, self._sockets = self._sockets, {}
+        """Serve that, or say why not. A bug ends the reload, and not the clients that are here."""
         try:
-            if self._proxy is None:
-                proxy = self._make_proxy(self._reactor, order.config, inherited=sockets)
-                proxy.startService()
-                self._proxy = proxy
-            else:
-                self._proxy.reload(order.config, inherited=sockets)
+            self._serve(order.config, self._take_sockets())
         except (AccountsError, AccessLogError, ListenError) as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is logged
+            self._log.failure("proxyd has a bug")
+            return f"{type(error).__name__}: {error}"
         return None
+
+    def _take_sockets(self) -> dict[str, int]:
+        """The sockets that came for the configuration. Raises ListenError if one of them could not be received."""
+        sockets, self._sockets = self._sockets, {}
+        received = {listener: descriptor for listener, descriptor in sockets.items() if descriptor is not None}
+        for listener, descriptor in sockets.items():
+            if descriptor is None:
+                for useless in received.values():
+                    os.close(useless)
+                raise ListenError(f'listener "{listener}": its socket could not be received: too many open files')
+        return received
+
+    def _serve(self, config: Config, sockets: dict[str, int]) -> None:
+        if self._proxy is None:
+            proxy = self._make_proxy(self._reactor, config, inherited=sockets)
+            proxy.startService()
+            self._proxy = proxy
+        else:
+            self._proxy.reload(config, inherited=sockets)
 
     def end(self) -> None:
         """Drain and end: the supervisor said so, or is gone."""

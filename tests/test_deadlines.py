@@ -10,11 +10,23 @@ from twisted.trial.unittest import SynchronousTestCase
 from proxyd.net.deadlines import TICK, Deadlines
 
 
+class SettableClock(Clock):
+    """A clock that can be set back; the calls that wait stay where they are, as in a reactor."""
+
+    behind = 0.0
+    """Seconds that it was set back, all in all."""
+
+    def set_back(self, seconds: float) -> None:
+        """Set it back."""
+        self.rightNow -= seconds
+        self.behind += seconds
+
+
 class DeadlinesTests(SynchronousTestCase):
     """One coarse timer for many deadlines."""
 
     def setUp(self) -> None:
-        self.clock = Clock()
+        self.clock = SettableClock()
         self.deadlines = Deadlines(self.clock)
         self.called: list[str] = []
 
@@ -80,6 +92,59 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(sorted(self.called), ["a", "b"])
         self.clock.advance(51)
         self.assertEqual(sorted(self.called), ["a", "b", "c"])
+
+    def test_set_forward(self):
+        """When the clock is set forward, by decades even, what is due by then is called at once, in order."""
+        for name, seconds in (("b", 5), ("a", 1), ("c", 3e9)):
+            self.note(name, seconds)
+        self.clock.advance(2e9)
+        self.assertEqual(self.called, ["a", "b"])
+        self.clock.advance(1e9 + TICK)
+        self.assertEqual(self.called, ["a", "b", "c"])
+
+    def test_set_back(self):
+        """When the clock is set back, deadlines that are set from then on are called in time, and then earlier ones."""
+        self.clock.advance(10_000)
+        self.note("a", 10)
+        self.clock.set_back(3600)
+        self.note("b", 2)
+        self.clock.advance(2 + TICK)
+        self.assertEqual(self.called, ["b"])
+        self.clock.advance(8 + TICK)
+        self.assertEqual(self.called, ["b", "a"])
+
+    def test_set_back_without_deadlines(self):
+        """Nothing remembers a clock that was ahead when there was no deadline."""
+        self.clock.advance(10_000)
+        self.note("a", 1)
+        self.clock.advance(1 + TICK)
+        self.clock.set_back(3600)
+        self.note("b", 1)
+        self.clock.advance(1 + TICK)
+        self.assertEqual(self.called, ["a", "b"])
+
+    def test_set_back_in_a_call(self):
+        """The clock may be set back while deadlines are being served; there is still one timer."""
+        self.clock.advance(10_000)
+        self.deadlines.after(1, lambda: (self.clock.set_back(3600), self.note("c", 1)))
+        self.note("a", 1)
+        self.note("b", 5)
+        self.clock.advance(1 + TICK)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(1 + TICK)
+        self.assertEqual(self.called, ["a", "c"])
+        self.clock.advance(3 + TICK)
+        self.assertEqual(self.called, ["a", "c", "b"])
+
+    def test_cancelled_after_the_clock_was_set_back(self):
+        """A deadline that has moved with the clock can be cancelled."""
+        self.clock.advance(10_000)
+        deadline = self.deadlines.after(10, lambda: self.called.append("a"))
+        self.clock.set_back(3600)
+        self.note("b", 1)
+        deadline.cancel()
+        self.clock.advance(20)
+        self.assertEqual(self.called, ["b"])
 
     def test_failing_call(self):
         """A call that fails is logged, and keeps the others from nothing."""
@@ -158,3 +223,27 @@ class DeadlinesTests(SynchronousTestCase):
         self.assertEqual(len(late), len(delays))
         self.assertGreaterEqual(min(late), -1e-6)
         self.assertLessEqual(max(late), TICK + step + 1e-6)
+
+    @given(
+        start=st.floats(10_000, 11_000),
+        delays=st.lists(st.tuples(st.floats(0, 5), st.floats(0, 1), st.floats(0, 100)), min_size=1, max_size=20),
+    )
+    def test_any_set_back(self, start: float, delays: list[tuple[float, float, float]]):
+        """However often the clock is set back: no deadline is early by the time that has really passed, and none is
+        late by more than a tick and two for each time, as coarse as the clock is.
+        """
+        clock = SettableClock()
+        clock.advance(start)
+        deadlines = Deadlines(clock)
+        late: list[float] = []
+        for delay, passed, back in delays:
+            due = clock.seconds() + clock.behind + delay
+            deadlines.after(delay, lambda due=due: late.append(clock.seconds() + clock.behind - due))
+            clock.advance(passed)
+            clock.set_back(back)
+        deadlines.after(0, lambda: None)
+        while clock.getDelayedCalls():
+            clock.advance(0.01)
+        self.assertEqual(len(late), len(delays))
+        self.assertGreaterEqual(min(late), -1e-6)
+        self.assertLessEqual(max(late), TICK + 2 * TICK * len(delays) + 1)

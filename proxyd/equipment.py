@@ -32,10 +32,12 @@ from proxyd.request import IPAddress
 from proxyd.settings import REALM, Settings
 
 RESERVED_DESCRIPTORS = 128
-"""Kept from the clients for listeners, logs, DNS and pipes, where ``max_connections`` follows the descriptor limit."""
+"""Kept from the clients for listeners, logs, DNS and the pool of pipes, where ``max_connections`` follows the limit on
+descriptors."""
 
 DESCRIPTORS_PER_CLIENT = 2
-"""A client's connection and its upstream's."""
+"""A client's connection and its upstream's. The pipes of stalled transfers are not counted: few flows stall at the same
+time, and those for which none is left are copied."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -488,6 +489,15 @@ class EndTests(WorkersTestCase):
             self.assertIn('listener "any": cannot listen on', self.fail_to_start(text))
 
 
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "proxyd"}
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Runs a program with a listening socket as systemd passes it (sd_listen_fds(3))."""
+
+
 class PassedTests(WorkersTestCase):
     """What init systems do."""
 
@@ -499,11 +509,9 @@ class PassedTests(WorkersTestCase):
         config.write_text(text + more)
         log = self.folder / "log"
         with socket.create_server(("127.0.0.1", 0)) as bound, log.open("wb") as output:
-            script = 'LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=proxyd exec "$@"'
-            if bound.fileno() != 3:
-                script = f"exec 3<&{bound.fileno()}; {script}"
             process = subprocess.Popen(
-                ["sh", "-c", script, "sh", *TWISTD, "-n", "--pidfile=", "proxyd", "-c", str(config)],
+                [sys.executable, "-c", AS_SYSTEMD, str(bound.fileno()), *TWISTD, "-n", "--pidfile=", "proxyd"]
+                + ["-c", str(config)],
                 pass_fds=[bound.fileno()],
                 stdout=output,
                 stderr=output,

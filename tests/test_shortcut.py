@@ -285,6 +285,19 @@ class UploadTests(ShortcutCase):
         self.assertTrue(origin.broken)
         self.assertEqual(self.outcome("status", "error"), [(413, None)])
 
+    def test_origin_resets_behind_an_early_answer(self):
+        """An early answer that would end with the connection, and breaks off, is no complete one."""
+        client, origin = self.asked(UPLOAD + b"\r\n" + MEGABYTE[:500_000])
+        origin.says(b"HTTP/1.1 200 OK\r\n\r\nhalf of the ans")
+        self.work()
+        client.says(MEGABYTE[500_000:600_000])
+        client.work()  # so that the reset is found by writing
+        origin.resets()
+        self.work()
+        self.assertTrue(client.heard.endswith(b"\r\nf\r\nhalf of the ans\r\n"))
+        self.assertTrue(client.broken)
+        self.assertEqual(self.outcome("status", "error", "closed_by"), [(200, "http_response_incomplete", "origin")])
+
     def test_killed(self):
         """A body that moves is ended from outside with everything else."""
         client, origin = self.asked(UPLOAD + b"\r\n" + MEGABYTE[:500_000])

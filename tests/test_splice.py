@@ -7,6 +7,7 @@ import os
 import socket
 from unittest import SkipTest
 
+from twisted.internet.error import ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
 from proxyd.net.connection import Connection
@@ -323,6 +324,21 @@ class TransferTests(StreamCase):
         self.turn()
         self.assertEqual(self.owner.heard, ["began", "sink broke"])
         self.assertEqual(self.pipes.used, 0)
+
+    def test_end_behind_a_sink_reset(self):
+        """The FIN that is read from a broken sink is no clean end: its connection is lost, with a pipe and without."""
+        for most in (1, 0):
+            self.pipes.most = most
+            self.sink, self.sink_notes, self.receiver = self.stream()
+            transfer = self.transfer()
+            self.sink.socket.shutdown(socket.SHUT_WR)
+            self.sender.send(b"abc")
+            self.receiver.send(b"last words")
+            self.receiver.close()
+            self.turn()
+            self.assertEqual((self.sink_notes.data, self.sink_notes.ends), (b"last words", 0))
+            self.assertTrue(self.sink_notes.reasons[0].check(ConnectionLost))
+            transfer.stop()
 
     def test_sink_reset_while_blocked(self):
         """So it is while the transfer waits for the sink; the pipe with what it held is closed."""

@@ -302,4 +302,6 @@ class Transfer:
 
     def _end(self, at_source: bool) -> None:
         self.stop()
+        if not at_source:
+            self.sink.write_failed()
         self._owner.broke(self, at_source)

@@ -70,8 +70,7 @@ class Stream(tcp.Connection):
             except BlockingIOError:
                 sent = 0
             except OSError:
-                # The peer is gone. What it said before is still to be read, and reading finds the end.
-                self._write_failed = self._writeDisconnected = True
+                self.write_failed()
                 if self.watch is None or self.watch.read is None:
                     self._clock.callLater(0, self.connectionLost, LOST)
                 return
@@ -79,6 +78,11 @@ class Stream(tcp.Connection):
                 return
             data = data[sent:]
         super().write(data)
+
+    def write_failed(self) -> None:
+        """The peer is gone. What it said before is still to be read, and the end that is read then is no clean one:
+        the error was told to the writer, and the kernel tells it once."""
+        self._write_failed = self._writeDisconnected = True
 
     def close(self) -> None:
         """Close now if nothing is waiting to be sent, else when it is; ``connectionLost`` follows, perhaps before

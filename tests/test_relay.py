@@ -64,6 +64,12 @@ class Far:
         self.stalled = True
         self.unsent = memoryview(b"")
 
+    def leave(self, words: bytes) -> None:
+        """Say something and close. Where bytes are left unread, that is a reset behind the words."""
+        self.socket.send(words)
+        self.socket.close()
+        self.stalled = True
+
     def turn(self) -> None:
         """Do what can be done now."""
         try:
@@ -416,6 +422,73 @@ class RelayScenarios:
         await self.both_lost()
         self.assertEqual((relay.closed_by, relay.error), ("client", ErrorType.CLIENT_DISCONNECTED))
 
+    # -- last words ---------------------------------------------------------------------------------------------------
+
+    async def test_last_words_of_the_origin(self) -> None:
+        """What an origin says before it resets reaches a client that speaks on."""
+        relay = self.open()
+        self.origin.stalled = True
+        self.client.say(b"question")
+        await self.until(lambda: relay.bytes_from_client == 8)
+        self.client.socket.send(b"and more")  # so that the reset is found by writing
+        self.origin.leave(b"too much")
+        await self.until(lambda: self.client.reset)
+        self.assertEqual(self.client.heard, b"too much")
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, 16, 8)
+
+    async def test_last_words_of_the_client(self) -> None:
+        """So it is the other way round."""
+        relay = self.open()
+        self.client.stalled = True
+        self.origin.say(b"greeting")
+        await self.until(lambda: relay.bytes_to_client == 8)
+        self.origin.socket.send(b"and more")
+        self.client.leave(b"no more")
+        await self.until(lambda: self.origin.reset)
+        self.assertEqual(self.origin.heard, b"no more")
+        await self.both_lost()
+        self.ending(relay, "client", ErrorType.CLIENT_DISCONNECTED, 7, 16)
+
+    async def test_last_words_behind_a_fin(self) -> None:
+        """So it is with a client that has just said FIN."""
+        relay = self.open()
+        self.origin.stalled = True
+        self.client.say(b"question")
+        await self.until(lambda: relay.bytes_from_client == 8)
+        self.client.socket.shutdown(socket.SHUT_WR)
+        self.origin.leave(b"too much")
+        await self.until(lambda: self.client.reset)
+        self.assertEqual(self.client.heard, b"too much")
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, 8, 8)
+
+    async def test_last_words_behind_back_pressure(self) -> None:
+        """So it is where the origin has long taken nothing."""
+        relay = self.open()
+        self.origin.stalled = True
+        self.client.say(UP)
+        await self.until_calm()
+        self.origin.leave(b"too much")
+        await self.until(lambda: self.client.reset)
+        self.assertEqual(self.client.heard, b"too much")
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, relay.bytes_from_client, 8)
+
+    async def test_no_words_left(self) -> None:
+        """A reset behind an origin's FIN ends the tunnel at once, as there is nothing more to hear of it."""
+        relay = self.open()
+        self.origin.stalled = True
+        self.origin.say(b"greeting")
+        self.origin.finish()
+        await self.until(lambda: self.client.ended)
+        self.client.say(b"question")
+        await self.until(lambda: relay.bytes_from_client == 8)
+        self.client.socket.send(b"and more")
+        self.origin.vanish()
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, 16, 8)
+
     # -- back-pressure ------------------------------------------------------------------------------------------------
 
     async def test_stalled_origin(self) -> None:
@@ -719,6 +792,41 @@ class SpliceRelayTests(RelayScenarios, TestCase):
         await self.until(lambda: self.origin.ended)
         self.assertEqual(self.origin.heard, b"question")
         self.assertEqual(again.bytes_from_client, 8)
+
+    async def deaf_origin(self, **limits: Any) -> Relay:
+        """A tunnel whose origin takes nothing any more, and has said much of which the client has read nothing yet."""
+        relay = self.open(**limits)
+        self.client.stalled = self.origin.stalled = True
+        self.origin.say(DOWN)
+        self.origin.finish()
+        await self.until_calm()
+        self.near_origin.transport.socket.shutdown(socket.SHUT_WR)  # so that the next write fails
+        self.client.say(b"question")
+        await self.until_calm()
+        self.assertTrue(relay.running)
+        return relay
+
+    async def test_last_words_to_a_stalled_client(self) -> None:
+        """A client that reads late gets what a side that is gone had said."""
+        relay = await self.deaf_origin()
+        self.client.stalled = False
+        await self.until(lambda: self.client.reset)
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, 8, len(DOWN))
+
+    async def test_last_words_and_idle(self) -> None:
+        """But not for ever: the idle limit holds."""
+        relay = await self.deaf_origin(idle=80)
+        await self.pass_seconds(95)
+        await self.both_lost()
+        self.ending(relay, "proxy", ErrorType.CONNECTION_READ_TIMEOUT, 8, relay.bytes_to_client)
+
+    async def test_client_resets_too(self) -> None:
+        """When the client leaves as well, the origin was first."""
+        relay = await self.deaf_origin()
+        self.client.vanish()
+        await self.both_lost()
+        self.ending(relay, "origin", ErrorType.CONNECTION_TERMINATED, 8, relay.bytes_to_client)
 
     async def test_receivers_have_no_bytes(self) -> None:
         """The connections' receivers see none of the bytes, and tolerate being told."""

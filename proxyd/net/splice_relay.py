@@ -20,7 +20,7 @@ class SpliceRelay(Relay):
     end.
     """
 
-    __slots__ = ("_down", "_open", "_up")
+    __slots__ = ("_down", "_gone", "_open", "_up")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class SpliceRelay(Relay):
         self._up = Transfer(splicer, client.transport, upstream.transport, self, chunk=chunk)
         self._down = Transfer(splicer, upstream.transport, client.transport, self, chunk=chunk)
         self._open = 2  # directions
+        self._gone: str | None = None  # the side that takes nothing any more, while it is still heard
         if limits.rate:
             now = splicer.reactor.seconds()
             self._up.rate, self._down.rate = Rate(limits.rate, now), Rate(limits.rate, now)
@@ -67,23 +68,36 @@ class SpliceRelay(Relay):
     def finished(self, transfer: Transfer) -> None:
         """One side said FIN: say it to the other, and end when both have."""
         self._open -= 1
-        name = "client" if transfer is self._up else "origin"
         if self.closed_by is None:
-            self.closed_by = name
-        if not self._open:
+            self.closed_by = "client" if transfer is self._up else "origin"
+        if self._gone is not None:
+            self._broken(self._gone)
+        elif not self._open:
             self._stop(self.closed_by, None, reset=False)
-            return
-        try:
-            transfer.sink.socket.shutdown(socket.SHUT_WR)
-        except OSError:  # reset meanwhile
-            self._stop("origin" if name == "client" else "client", ErrorType.CONNECTION_TERMINATED, reset=True)
+        else:
+            try:
+                transfer.sink.socket.shutdown(socket.SHUT_WR)
+            except OSError:  # reset meanwhile
+                self._sink_gone(transfer)
 
     def broke(self, transfer: Transfer, at_source: bool) -> None:
-        """One side reset its connection: so do we on the other."""
-        at_client = (transfer is self._up) == at_source
-        self._broken("client" if at_client else "origin")
+        """One side reset its connection: so do we on the other, once that has the last words of the first."""
+        if at_source:
+            self._broken("client" if transfer is self._up else "origin")
+        else:
+            self._open -= 1
+            self._sink_gone(transfer)
+
+    def _sink_gone(self, transfer: Transfer) -> None:
+        """Nothing more can be said to one side; what it said before its reset may still wait in the kernel."""
+        name = "origin" if transfer is self._up else "client"
+        if self._open:
+            self._gone = name
+        else:
+            self._broken(name)
 
     def _broken(self, name: str) -> None:
+        name = self._gone or name
         error = ErrorType.CLIENT_DISCONNECTED if name == "client" else ErrorType.CONNECTION_TERMINATED
         self._stop(name, error, reset=True)
 

@@ -704,7 +704,6 @@ class RelayScenarios:
             self.assertTrue(relay.running)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        await self.pass_seconds(1)
         await self.until(lambda: self.origin.ended)
         self.assertTrue(self.origin.heard == UP)
         self.assertEqual(relay.bytes_from_client, len(UP))

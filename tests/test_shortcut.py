@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from proxyd.frontends.shortcut import SPLICE_FROM, take_shortcut
 from proxyd.net.connection import Connection
 from proxyd.net.linger import GONE
 from proxyd.net.readiness import Readiness
-from proxyd.net.splice import Splicer
+from proxyd.net.splice import Pipe, Pipes, Splicer
 from proxyd.net.transport import Stream
 from proxyd.request import IPAddress
 from proxyd.wire.body import Body
@@ -99,6 +100,14 @@ class Far:
                 self.ended = self.reading
         except OSError:
             self.broken = True
+
+
+class NoPipes(Pipes):
+    """What is left when descriptors have run out."""
+
+    def take(self) -> Pipe:
+        """There is none."""
+        raise OSError(errno.EMFILE, "Too many open files")
 
 
 class ShortcutCase(DoorCase):
@@ -218,6 +227,19 @@ class UploadTests(ShortcutCase):
         self.assertGreater(len(client._to_say), 0)
         (flow,) = self.egress.flows.values()
         self.assertLess(flow.record.bytes_from_client, len(MEGABYTE))
+        self.clock.pump([10.0] * 70)
+        self.work()
+        self.assertEqual(answers(client.heard), [504])
+        self.assertEqual(self.outcome("error"), [("connection_write_timeout",)])
+
+    def test_slow_origin_without_pipe(self):
+        """So it is when descriptors have run out, and nothing can be held for the origin."""
+        assert self.egress.splicer is not None
+        self.egress.splicer.pipes = NoPipes()
+        client, origin = self.asked(UPLOAD.replace(b"1048576", b"100000000") + b"\r\n")
+        origin.reading = False
+        client.says(MEGABYTE * 20)
+        self.work()
         self.clock.pump([10.0] * 70)
         self.work()
         self.assertEqual(answers(client.heard), [504])

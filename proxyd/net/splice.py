@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from proxyd.net.rate import Rate
@@ -24,9 +25,6 @@ ROUNDS = 4
 
 ENOUGH = 64 * 1024
 """A transfer smaller than this has most likely emptied the socket: asking again would only cost a system call."""
-
-NO_PIPE_PAUSE = 0.05
-"""Seconds until the next try when there is neither a pipe to keep bytes in nor room in the sink."""
 
 splice: Any = getattr(os, "splice", None)  # looked up once: this is the hottest call of all
 _FLAGS = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
@@ -157,8 +155,8 @@ class Transfer:
 
     @property
     def blocked(self) -> bool:
-        """Whether it is the sink that keeps bytes from moving."""
-        return self._held > 0
+        """Whether it is the sink that keeps bytes from moving; nobody else waits to write to it."""
+        return self.sink.watch.write is not None  # type: ignore[union-attr]
 
     def start(self) -> None:
         """Read from the source as soon as it has something."""
@@ -171,7 +169,7 @@ class Transfer:
         if self._delayed is not None:
             self._delayed.cancel()
             self._delayed = None
-        if self._held:
+        if self.blocked:
             self.sink.stopWriting()
         self.source.stopReading()
         self._release()
@@ -235,7 +233,7 @@ class Transfer:
         try:
             count = sink.send(data)
         except BlockingIOError:
-            self._pause(NO_PIPE_PAUSE)
+            self._wait(self._has_room)
             return
         except OSError:
             self._end(at_source=False)
@@ -262,17 +260,25 @@ class Transfer:
             while self._held:
                 self._held -= splice(self._pipe[0], self._sink_fd, self._held, None, None, _FLAGS)
         except BlockingIOError:
-            watch = self.sink.watch
-            assert watch is not None
-            if watch.write is None:
-                self.source.stopReading()
-                watch.write = self._writable
-                watch.apply()
+            self._wait(self._writable)
             return False
         except OSError:
             self._end(at_source=False)
             return False
         return True
+
+    def _wait(self, writable: Callable[[], None]) -> None:
+        """Leave the source alone until the sink takes more."""
+        watch = self.sink.watch
+        assert watch is not None
+        if watch.write is None:
+            self.source.stopReading()
+            watch.write = writable
+            watch.apply()
+
+    def _has_room(self) -> None:
+        self.sink.stopWriting()
+        self.start()
 
     def _writable(self) -> None:
         if not self._pass_on():
@@ -288,13 +294,10 @@ class Transfer:
         """Whether the rate makes the transfer pause now."""
         pause = rate.charge(self._owed, self._splicer.reactor.seconds())
         if pause:
-            self._pause(pause)
+            self._release()
+            self.source.stopReading()
+            self._delayed = self._splicer.reactor.callLater(pause, self.start)
         return pause > 0
-
-    def _pause(self, seconds: float) -> None:
-        self._release()
-        self.source.stopReading()
-        self._delayed = self._splicer.reactor.callLater(seconds, self.start)
 
     def _finish(self) -> None:
         self.stop()

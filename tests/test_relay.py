@@ -259,6 +259,25 @@ class RelayScenarios:
         await self.until(lambda: self.origin.heard == b"early bird")
         self.assertEqual((relay.bytes_from_client, relay.bytes_to_client), (10, 0))
 
+    async def test_much_early(self) -> None:
+        """What the origin does not take at once of it comes before everything else, and the client's FIN behind."""
+        self.near_origin.transport.write(UP)
+        relay = self.open(early=len(UP))
+        self.client.say(b"the end")
+        self.client.finish()
+        await self.until(lambda: self.origin.ended)
+        self.assertTrue(self.origin.heard == UP + b"the end")
+        self.assertEqual(relay.bytes_from_client, len(UP) + 7)
+
+    async def test_abort_behind_much_early(self) -> None:
+        """A tunnel that ends before that is taken is reset on both sides all the same."""
+        self.near_origin.transport.write(UP)
+        relay = self.open(early=len(UP))
+        relay.abort()
+        await self.until(lambda: self.client.reset and self.origin.reset)
+        await self.both_lost()
+        self.ending(relay, "proxy", None, len(UP), 0)
+
     async def test_sent_before_the_start(self) -> None:
         """What waits in the kernel when the tunnel opens is the tunnel's, its end included."""
         self.client.say(b"question")

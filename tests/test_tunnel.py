@@ -7,6 +7,7 @@ from unittest import SkipTest
 
 from twisted.internet.testing import StringTransport
 
+from proxyd.errors import ErrorType
 from proxyd.net.connection import Connection
 from proxyd.net.copy_relay import CopyRelay
 from proxyd.net.deadlines import Deadlines
@@ -16,7 +17,7 @@ from proxyd.net.splice_relay import SpliceRelay
 from proxyd.net.transport import Stream
 from proxyd.net.tunnel import open_tunnel
 
-from .turning import StreamCase, drained
+from .turning import StreamCase, drained, reset
 
 LIMITS = Limits(idle=600, lifetime=86400, buffer_size=65536)
 
@@ -92,22 +93,42 @@ class OpenTunnelTests(StreamCase):
         self.works(relay, early=5)
 
     def test_early_and_slow(self):
-        """What an origin does not take at once may not be overtaken: then the bytes are copied."""
+        """What an origin does not take at once is not overtaken; behind it the kernel moves the bytes."""
         early = bytes(1_000_000)
         relay = self.open(self.splicer, early)
-        self.assertIsInstance(relay, CopyRelay)
+        self.assertIsInstance(relay, SpliceRelay)
         self.client_end.send(b"question")
+        self.turn()
+        self.assertEqual(relay.bytes_from_client, len(early))
         received = b""
         while not received.endswith(b"question"):
             received += drained(self.origin_end)
             self.turn()
         self.assertEqual(len(received), len(early) + 8)
         self.assertEqual(relay.bytes_from_client, len(early) + 8)
+        self.works(relay, early=len(early) + 8)
 
     def test_answer_not_sent(self):
-        """So it is while the answer to the client's handshake waits."""
+        """So it is while the answer to the client's handshake waits, and the other direction is free meanwhile."""
         self.client.transport.write(bytes(1_000_000))
-        self.assertIsInstance(self.open(self.splicer), CopyRelay)
+        relay = self.open(self.splicer)
+        self.origin_end.send(b"greeting")
+        self.client_end.send(b"question")
+        self.turn()
+        self.assertEqual((relay.bytes_from_client, relay.bytes_to_client), (8, 0))
+        received = b""
+        while not received.endswith(b"greeting"):
+            received += drained(self.client_end)
+            self.turn()
+        self.assertEqual(len(received), 1_000_008)
+
+    def test_early_and_gone(self):
+        """An origin that resets before it has taken the early bytes ends the tunnel."""
+        relay = self.open(self.splicer, bytes(1_000_000))
+        reset(self.origin_end)
+        self.turn()
+        self.assertEqual((relay.closed_by, relay.error), ("origin", ErrorType.CONNECTION_TERMINATED))
+        self.assertEqual(self.ended, [relay])
 
     def test_lifetime(self):
         """Both kinds of tunnel have the limits."""

@@ -6,7 +6,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from proxyd.net.rate import Rate
 from proxyd.net.readiness import Readiness
@@ -86,6 +86,11 @@ class Splicer:
         self.pipes.close()
 
 
+def plain(transport: object) -> TypeGuard[Stream]:
+    """Whether it is a socket in our epoll set, so that the kernel can move its bytes."""
+    return isinstance(transport, Stream) and transport.watch is not None
+
+
 class Owner(Protocol):
     """Who has a transfer made, and hears how it goes."""
 
@@ -145,13 +150,7 @@ class Transfer:
     @staticmethod
     def possible(source: object, sink: object) -> bool:
         """Whether both are sockets in our epoll set and nothing is pending towards the sink."""
-        return (
-            isinstance(source, Stream)
-            and isinstance(sink, Stream)
-            and source.watch is not None
-            and sink.watch is not None
-            and not sink.pending
-        )
+        return plain(source) and plain(sink) and not sink.pending
 
     @property
     def blocked(self) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+from twisted.internet.interfaces import IPullProducer
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from proxyd.errors import ErrorType
 from proxyd.net.connection import Connection
@@ -47,8 +49,11 @@ class SpliceRelay(Relay):
         super().start()
         self._client.receiver = _Side(self, "client")
         self._upstream.receiver = _Side(self, "origin")
-        self._up.start()
-        self._down.start()
+        for transfer in (self._up, self._down):
+            if transfer.sink.pending:
+                _Flush(transfer)
+            else:
+                transfer.start()
 
     @property
     def bytes_from_client(self) -> int:
@@ -107,6 +112,26 @@ class SpliceRelay(Relay):
     def _release(self) -> None:
         self._up.stop()
         self._down.stop()
+
+
+@implementer(IPullProducer)
+class _Flush:
+    """Has a transfer begin when its sink's transport has sent what it was given before the tunnel opened."""
+
+    __slots__ = ("_transfer",)
+
+    def __init__(self, transfer: Transfer) -> None:
+        self._transfer = transfer
+        transfer.sink.registerProducer(self, False)
+
+    def resumeProducing(self) -> None:
+        """The transport asks at once, and again when all is sent."""
+        if not self._transfer.sink.pending:
+            self._transfer.sink.unregisterProducer()
+            self._transfer.start()
+
+    def stopProducing(self) -> None:
+        """Its connection is lost, as its receiver hears too."""
 
 
 class _Side:

@@ -9,7 +9,7 @@ from proxyd.net.connection import Connection
 from proxyd.net.copy_relay import CopyRelay
 from proxyd.net.deadlines import Deadlines
 from proxyd.net.relay import Limits, Relay
-from proxyd.net.splice import Splicer, Transfer
+from proxyd.net.splice import Splicer, plain
 from proxyd.net.splice_relay import SpliceRelay
 
 
@@ -26,9 +26,8 @@ def open_tunnel(
     """Start moving bytes between two connections; ``early`` is what the client sent behind its handshake."""
     if early:
         upstream.transport.write(early)
-    ends = (client.transport, upstream.transport)
     relay: Relay
-    if splicer is not None and Transfer.possible(*ends) and Transfer.possible(*reversed(ends)):
+    if splicer is not None and plain(client.transport) and plain(upstream.transport):
         relay = SpliceRelay(splicer, deadlines, client, upstream, limits, ended, len(early))
     else:
         relay = CopyRelay(clock, deadlines, client, upstream, limits, ended, len(early))

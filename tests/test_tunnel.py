@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from unittest import SkipTest
 
@@ -20,6 +21,7 @@ from proxyd.net.tunnel import open_tunnel
 from .turning import StreamCase, drained, reset
 
 LIMITS = Limits(idle=600, lifetime=86400, buffer_size=65536)
+BULK = bytes(range(251)) * 8009
 
 
 class OpenTunnelTests(StreamCase):
@@ -66,6 +68,39 @@ class OpenTunnelTests(StreamCase):
         relay = self.open(self.splicer)
         self.assertIsInstance(relay, SpliceRelay)
         self.works(relay)
+
+    def carried(self, source: socket.socket, sink: socket.socket, data: bytes) -> bytes:
+        """What arrives of bytes with a FIN behind them, when that has arrived too."""
+        unsent, heard = memoryview(data), b""
+        while unsent:
+            with contextlib.suppress(BlockingIOError):
+                unsent = unsent[source.send(unsent) :]
+            self.turn()
+            heard += drained(sink)
+        source.shutdown(socket.SHUT_WR)
+        piece = b"."
+        while piece:
+            self.turn()
+            with contextlib.suppress(BlockingIOError):
+                piece = sink.recv(1 << 20)
+                heard += piece
+        return heard
+
+    def test_unix_socket(self):
+        """A client's Unix socket is as good: bulk passes both ways, each with its end, and is counted."""
+        near, self.client_end = socket.socketpair(socket.AF_UNIX)
+        self.addCleanup(self.client_end.close)
+        near.setblocking(False)
+        self.client_end.setblocking(False)
+        self.client = Connection()
+        Stream(near, self.client, self.reactor, self.readiness).begin()
+        relay = self.open(self.splicer)
+        self.assertIsInstance(relay, SpliceRelay)
+        self.assertTrue(self.carried(self.client_end, self.origin_end, BULK) == BULK)
+        self.assertTrue(relay.running)
+        self.assertTrue(self.carried(self.origin_end, self.client_end, BULK[:-1]) == BULK[:-1])
+        self.assertEqual((relay.bytes_from_client, relay.bytes_to_client), (len(BULK), len(BULK) - 1))
+        self.assertEqual((relay.running, relay.closed_by, relay.error), (False, "client", None))
 
     def test_no_splice(self):
         """Where the platform cannot splice, the bytes are copied."""

@@ -5,6 +5,7 @@ Sockets and reactor are real, time is the test's own.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -108,6 +109,18 @@ class Witness(Connection):
         """The end."""
         self.losses += 1
         super().connectionLost(reason)
+
+
+def not_taken(far: Far, near: Witness) -> bytes:
+    """The rest of what a far end says, read from our end of its connection before that is closed."""
+    sock, rest, piece = near.transport.socket, bytearray(), b"."
+    far.finish()
+    while piece:
+        far.turn()
+        with contextlib.suppress(BlockingIOError):
+            piece = sock.recv(1 << 18)
+            rest += piece
+    return bytes(rest)
 
 
 class RelayScenarios:
@@ -674,6 +687,19 @@ class RelayScenarios:
         await self.until(lambda: self.client.reset and self.origin.reset)
         await self.both_lost()
         self.assertEqual(self.ended, [relay])
+
+    async def test_counted_under_load(self) -> None:
+        """What is counted then is what was taken from each side, to the byte, however much of it is lost."""
+        relay = self.open()
+        self.client.stalled = self.origin.stalled = True
+        self.client.say(UP)
+        self.origin.say(DOWN)
+        await self.until_calm()
+        relay.abort()
+        up, down = relay.bytes_from_client, relay.bytes_to_client
+        self.assertTrue(0 < up < len(UP) and 0 < down < len(DOWN))
+        self.assertTrue(not_taken(self.client, self.near_client) == UP[up:])
+        self.assertTrue(not_taken(self.origin, self.near_origin) == DOWN[down:])
 
     async def test_transport_lost(self) -> None:
         """When a transport is lost for reasons of its own, the tunnel ends, and so does the other side."""

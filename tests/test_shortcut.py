@@ -1,4 +1,7 @@
-"""Tests for ``proxyd.frontends.shortcut``: long bodies between real sockets, moved by the kernel, in one thread."""
+"""Tests for ``proxyd.frontends.shortcut``: long bodies between real sockets, moved by the kernel, in one thread.
+
+Tunnels that begin with an Upgrade are here too, as they are between the same sockets.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,14 @@ from proxyd.net.connection import Connection
 from proxyd.net.linger import GONE
 from proxyd.net.readiness import Readiness
 from proxyd.net.splice import Pipe, Pipes, Splicer
+from proxyd.net.splice_relay import SpliceRelay
 from proxyd.net.transport import Stream
 from proxyd.request import IPAddress
 from proxyd.wire.body import Body
 from proxyd.wire.framing import Framing
 from tests.doors import GET, OK, DoorCase, Memory
 from tests.test_http import answers
+from tests.test_response import SAID_SWITCHING, SWITCHING, UPGRADE
 
 MEGABYTE = bytes(range(256)) * 4096
 UPLOAD = b"POST http://origin.example/ HTTP/1.1\r\nHost: origin.example\r\nContent-Length: 1048576\r\n"
@@ -415,6 +420,42 @@ class ResponseTests(ShortcutCase):
         self.work()
         self.assertTrue(origin.broken)
         self.assertEqual(self.outcome("error", "closed_by"), [("client_disconnected", "client")])
+
+
+class UpgradeTests(ShortcutCase):
+    """Connections that switch to another protocol."""
+
+    def test_switched(self):
+        """After a 101 the kernel moves the bytes, behind those that were early, and each side may end by itself."""
+        client, origin = self.asked(UPGRADE + b"early")
+        self.assertNotIn(b"early", origin.heard)
+        origin.says(SWITCHING + b"at once")
+        self.work()
+        (flow,) = self.egress.flows.values()
+        self.assertIsInstance(flow.relay, SpliceRelay)
+        self.assertEqual((client.heard, origin.heard), (SAID_SWITCHING + b"at once", b"early"))
+        for source, sink, data in ((client, origin, MEGABYTE), (origin, client, MEGABYTE[:-1])):
+            self.assertFalse(sink.ended)
+            source.says(data)
+            self.work()
+            source.closes()
+            self.work()
+            self.assertTrue(sink.ended)
+            self.assertTrue(sink.heard == data)
+        self.assertEqual(
+            self.outcome("status", "bytes_from_client", "bytes_to_client", "error", "closed_by"),
+            [(101, len(UPGRADE) + 5 + len(MEGABYTE), len(SWITCHING) + 7 + len(MEGABYTE) - 1, None, "client")],
+        )
+
+    def test_reset(self):
+        """A reset behind it is told as such, and is one for the other side."""
+        client, origin = self.asked(UPGRADE)
+        origin.says(SWITCHING)
+        self.work()
+        origin.resets()
+        self.work()
+        self.assertTrue(client.broken)
+        self.assertEqual(self.outcome("status", "error", "closed_by"), [(101, "connection_terminated", "origin")])
 
 
 class TakeShortcutTests(ShortcutCase):

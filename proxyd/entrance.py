@@ -21,7 +21,7 @@ from proxyd.net.linger import GONE, Linger
 from proxyd.net.readiness import Readiness
 from proxyd.net.tls import TLSLayer
 from proxyd.net.tls_certificate import ServerCertificate
-from proxyd.net.transport import Stream
+from proxyd.net.transport import Stream, bulk_read_size
 from proxyd.request import Door, IPAddress, parse_ip
 from proxyd.settings import Listener
 
@@ -189,7 +189,8 @@ class Entrance(Factory):
             self._acceptor = None
 
     def _accepted(self, sock: socket.socket, peer: Any) -> None:
-        Stream(sock, Visitor(self), self.egress.clock, self._readiness, peer).begin()
+        bulk_read = bulk_read_size(self.egress.settings.buffer_size)
+        Stream(sock, Visitor(self), self.egress.clock, self._readiness, peer, bulk_read).begin()
 
 
 def _peer(transport: Any) -> tuple[IPAddress | None, int]:

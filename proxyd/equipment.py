@@ -27,6 +27,7 @@ from proxyd.net.readiness import Readiness
 from proxyd.net.resolver import CachingResolver, Resolver
 from proxyd.net.splice import Splicer
 from proxyd.net.system_resolver import SystemResolver
+from proxyd.net.transport import bulk_read_size
 from proxyd.policy.rules import Policy
 from proxyd.request import IPAddress
 from proxyd.settings import REALM, Settings
@@ -182,7 +183,11 @@ class Equipment:
 
     def _dialer(self, settings: Settings) -> Dialer:
         return self._replacements.dialer or TCPDialer(
-            self._reactor, self.deadlines, attempt_delay=settings.attempt_delay, readiness=self.readiness
+            self._reactor,
+            self.deadlines,
+            attempt_delay=settings.attempt_delay,
+            readiness=self.readiness,
+            bulk_read=bulk_read_size(settings.buffer_size),
         )
 
     def _access_log(self, config: Config) -> RecordLog:

@@ -56,7 +56,7 @@ _SETTINGS: Mapping[str, Read[float] | Read[int]] = {
     "start_line_size": within(size, "8000", "1M"),  # RFC 9112 §3 recommends to take 8000 octets at least
     "max_connections": within(number, "0", "1000000"),
     "max_connections_per_client": within(number, "0", "1000000"),
-    "buffer_size": within(size, "16k", "64M"),
+    "buffer_size": within(size, "32k", "64M"),  # two reads where bytes are copied
     "access_log_flush": within(duration, "0", "1m"),
     "access_log_buffer": within(size, "64k", "1G"),
     "workers": or_word("auto", 0, within(number, "1", "256")),

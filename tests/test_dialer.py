@@ -443,6 +443,12 @@ class DialingTests(LoopbackTestCase):
         dialed = self.dialer.dial([HERE], self.listen().getsockname()[1], broken, 10)
         self.settle(dialed).trap(ZeroDivisionError)
 
+    def test_bulk_read(self) -> None:
+        """A connection reads as much at once as its dialer was told."""
+        self.dialer.bulk_read = 32768
+        protocol, _ = self.connected(self.dial(self.listen().getsockname()[1]))
+        self.assertEqual(protocol.transport.bulk_read, 32768)
+
 
 class ReadinessDialingTests(DialingTests):
     """The same, where our own epoll set watches the sockets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import os
@@ -265,6 +266,14 @@ class AcceptTests(TestCase):
         client.transport.write(b"nonsense\r\n\r\n")
         await client.closed
         self.records.expect({"client": "127.0.0.1", "client_port": local.port, "status": 400})
+
+    async def test_bulk_read(self) -> None:
+        """What it reads at once is half of what may be held for a flow."""
+        egress = self.equipment.egress
+        egress.settings = dataclasses.replace(egress.settings, buffer_size=65536)
+        transport = await self.ask(self.listen(True, reactor.listenTCP, 0, interface="127.0.0.1"))
+        assert isinstance(transport, Stream)
+        self.assertEqual(transport.bulk_read, 32768)
 
     async def test_unix(self) -> None:
         """So does one on a Unix socket, whose client has no address."""

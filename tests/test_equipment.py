@@ -192,6 +192,13 @@ class EquipmentTests(TestCase):
         before.record(RECORD)
         self.assertEqual(await self.written("json"), [1])
 
+    def test_dialer_exchanged(self) -> None:
+        """Connections to origins read half of what may be held, as the configuration has it now."""
+        equipment = self.equip(configured("buffer_size = 64k"))
+        self.assertEqual(equipment.egress.dialer.bulk_read, 32768)
+        self.reload(equipment, configured("buffer_size = 1M"))
+        self.assertEqual(equipment.egress.dialer.bulk_read, 131072)
+
     async def test_log_exchanged(self) -> None:
         """Another log takes over; what was recorded before is written where it belongs."""
         flush = "access_log_flush = 10s\n"

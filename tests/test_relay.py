@@ -6,11 +6,13 @@ Sockets and reactor are real, time is the test's own.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import os
 import resource
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor  # noqa: TID251 - the one that runs these tests
@@ -20,6 +22,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from proxyd.certificates import SelfSigned
 from proxyd.errors import ErrorType
 from proxyd.net.connection import Connection
 from proxyd.net.copy_relay import CopyRelay
@@ -28,15 +31,22 @@ from proxyd.net.readiness import Readiness
 from proxyd.net.relay import Limits, Relay
 from proxyd.net.splice import Pipe, Pipes, Splicer
 from proxyd.net.splice_relay import SpliceRelay
-from proxyd.net.transport import Stream
+from proxyd.net.tls import TLSLayer
+from proxyd.net.tls_certificate import make_context
+from proxyd.net.transport import Stream, bulk_read_size
+from proxyd.settings import ClientCertificate, TLSFiles
+from proxyd.testing.tls import ClientSession
 
-from .turning import SMALL, Notes, reset
+from .turning import SMALL, Notes, StreamCase, drained, reset
 
 CALM = 30
 """Turns of the reactor in which nothing moves before we say that nothing will."""
 
 UP = bytes(range(251)) * 12_001
 DOWN = bytes(reversed(range(241))) * 13_007
+
+MUCH = bytes(16 * 1024 * 1024)
+"""More than the buffers of two sockets take."""
 
 
 class Far:
@@ -957,6 +967,84 @@ class CopyRelayPaceTests(SynchronousTestCase):
         self.assertFalse(self.reads())
         self.clock.advance(2)
         self.assertTrue(self.reads())
+
+
+class HeldTests(StreamCase):
+    """What a tunnel holds in the process for a receiver that takes nothing, where little is allowed."""
+
+    allowed = 32 * 1024
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.deadlines = Deadlines(self.reactor)
+
+    def pair(self) -> tuple[Connection, socket.socket]:
+        """A connection as the proxy makes it, with the kernel's own buffers, and the socket at its far end."""
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            far = socket.create_connection(listening.getsockname())
+            near, _ = listening.accept()
+        self.addCleanup(far.close)
+        connection = Connection()
+        for sock in (near, far):
+            sock.setblocking(False)
+        Stream(near, connection, self.reactor, self.readiness, bulk_read=bulk_read_size(self.allowed)).begin()
+        return connection, far
+
+    def secured(self, lower: Connection, far: socket.socket) -> tuple[Connection, ClientSession]:
+        """The connection inside TLS, and the client's session over it."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        files = SelfSigned.make(["192.0.2.1"], datetime.datetime.now(datetime.UTC)).write(folder)
+        context = make_context(TLSFiles(*files, None, None, ClientCertificate.NONE))
+        layers: list[TLSLayer] = []
+        TLSLayer(lower, context, layers.append, self.fail, self.fail)
+        session = ClientSession()
+        lower.transport.resumeProducing()
+        far.send(session.start())
+        while not layers:
+            self.turn()
+            session.decrypt(drained(far))
+            far.send(session.outgoing())
+        return layers[0].inner, session
+
+    def tunnel(self, client: Connection, origin: Connection) -> None:
+        """Join them, copying."""
+        limits = Limits(600, 0, self.allowed)
+        relay = CopyRelay(self.reactor, self.deadlines, client, origin, limits, lambda relay: None)
+        relay.start()
+        self.addCleanup(relay.abort)
+
+    def held(self, far: socket.socket, data: bytes, sink: Connection) -> int:
+        """The most that waits for a sink while its far end reads nothing and the other sends without end."""
+        most, unsent, stalled = 0, memoryview(data), 0
+        while stalled < CALM:
+            try:
+                unsent = unsent[far.send(unsent[:262144]) :]
+                stalled = 0
+            except BlockingIOError:
+                stalled += 1
+            self.turn()
+            most = max(most, sink.transport.pending)
+        self.assertTrue(unsent)
+        self.assertTrue(most)
+        return most
+
+    def test_copied(self):
+        """No more than is allowed is held where bytes are copied."""
+        client, far_client = self.pair()
+        origin, far_origin = self.pair()
+        self.tunnel(client, origin)
+        self.assertLessEqual(self.held(far_client, MUCH, origin), self.allowed)
+        self.assertLessEqual(self.held(far_origin, MUCH, client), self.allowed)
+
+    def test_tls(self):
+        """So it is by TLS, but for what a record is longer than its content."""
+        client, far_client = self.pair()
+        origin, far_origin = self.pair()
+        inner, session = self.secured(client, far_client)
+        self.tunnel(inner, origin)
+        self.assertLessEqual(self.held(far_client, session.encrypt(MUCH), origin), self.allowed)
+        self.assertLessEqual(self.held(far_origin, MUCH, client), self.allowed + 100)
 
 
 class RelayTests(SynchronousTestCase):

@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from zope.interface.verify import verifyObject
 
 from proxyd.net.connection import Connection
-from proxyd.net.transport import Stream
+from proxyd.net.transport import Stream, bulk_read_size
 
 from .turning import Notes, StreamCase, drained, reset
 
@@ -75,6 +75,11 @@ class ReadingTests(StreamCase):
             sent += far.send(MEGABYTE[sent:])
             self.turn()
         self.assertTrue(notes.data == MEGABYTE)
+
+    def test_bulk_read_size(self):
+        """Two reads are what may be held, but for a limit that makes no sense; more than a bound brings nothing."""
+        for allowed, size in ((1, 16384), (32768, 16384), (65536, 32768), (262144, 131072), (1 << 26, 131072)):
+            self.assertEqual(bulk_read_size(allowed), size)
 
     def test_paused(self):
         """A paused stream reads nothing, and notices neither bytes nor FIN until it is resumed."""

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from proxyd.errors import ErrorType, ProxyError
 from proxyd.net.deadlines import Deadline, Deadlines
 from proxyd.net.readiness import Readiness, Watch
-from proxyd.net.transport import Stream
+from proxyd.net.transport import BULK_READ_SIZE, Stream
 from proxyd.request import IPAddress
 
 ATTEMPT_DELAY = 0.25
@@ -62,12 +62,14 @@ class TCPDialer:
         *,
         attempt_delay: float = ATTEMPT_DELAY,
         readiness: Readiness | None = None,
+        bulk_read: int = BULK_READ_SIZE,
         make_socket: Callable[[int, int], socket.socket] = socket.socket,
     ) -> None:
         self.reactor = reactor
         self.deadlines = deadlines
         self.attempt_delay = attempt_delay
         self.readiness = readiness
+        self.bulk_read = bulk_read
         self.make_socket = make_socket
 
     def dial(
@@ -185,7 +187,8 @@ class _Dial(Generic[P]):
         done = self._finish()
         try:
             protocol = self._protocol()
-            Stream(sock, protocol, self.dialer.reactor, self.dialer.readiness).begin()
+            dialer = self.dialer
+            Stream(sock, protocol, dialer.reactor, dialer.readiness, bulk_read=dialer.bulk_read).begin()
         except Exception:  # noqa: BLE001 - whatever a caller's protocol raises is told to the caller
             done.errback(Failure())
         else:

@@ -23,6 +23,12 @@ DONE: Final = Failure(ConnectionDone())
 LOST: Final = Failure(ConnectionLost())
 
 
+def bulk_read_size(buffer_size: int) -> int:
+    """What one read may bring where so many bytes may be held in each direction: a producer pauses when as much as a
+    read waits here, and another read may have come by then."""
+    return max(READ_SIZE, min(BULK_READ_SIZE, buffer_size // 2))
+
+
 class Stream(tcp.Connection):
     """A connected, non-blocking socket whose writes go to the kernel at once and whose readiness comes from our own
     epoll set.
@@ -41,6 +47,7 @@ class Stream(tcp.Connection):
         reactor: Any,
         readiness: Readiness | None = None,
         peer: Any = None,
+        bulk_read: int = BULK_READ_SIZE,
     ) -> None:
         abstract.FileDescriptor.__init__(self, reactor)  # not Connection's: the socket is non-blocking already
         self.socket = sock
@@ -48,6 +55,7 @@ class Stream(tcp.Connection):
         self.protocol = protocol
         self._clock = reactor
         self.peer = peer  # the name that accept() gave
+        self.bulk_read = bulk_read
         self.watch = None if readiness is None else Watch(readiness, sock.fileno(), self._broken)
 
     def begin(self) -> None:
@@ -56,9 +64,9 @@ class Stream(tcp.Connection):
         self.protocol.makeConnection(self)
 
     @property
-    def pending(self) -> bool:
-        """Whether bytes wait here for the kernel to take them."""
-        return bool(self._tempDataLen or len(self.dataBuffer) > self.offset)
+    def pending(self) -> int:
+        """Bytes that wait here for the kernel to take them."""
+        return self._tempDataLen + len(self.dataBuffer) - self.offset
 
     def write(self, data: bytes) -> None:
         """Send the bytes now, as far as the kernel takes them; the rest follows when it can."""
@@ -137,7 +145,7 @@ class Stream(tcp.Connection):
             return
         if data:
             if len(data) >= READ_SIZE:
-                self.bufferSize = BULK_READ_SIZE
+                self.bufferSize = self.bulk_read
             elif self.bufferSize != READ_SIZE:
                 self.bufferSize = READ_SIZE
             self.protocol.dataReceived(data)

@@ -24,6 +24,8 @@ ATTEMPT_DELAY = 0.25
 
 P = TypeVar("P", bound=IProtocol)
 
+_STREAM = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)  # where it exists, that saves a system call
+
 _REFUSED = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED})
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -154,10 +156,11 @@ class _Dial(Generic[P]):
         """Begin to connect: 0 if that was all, EINPROGRESS, or the error it failed with at once."""
         kind = family(address)
         try:
-            sock = self.dialer.make_socket(kind, socket.SOCK_STREAM)
+            sock = self.dialer.make_socket(kind, _STREAM)
         except OSError as error:
             return error.errno or errno.EMFILE
-        sock.setblocking(False)
+        if sock.getblocking():
+            sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         code = sock.connect_ex((socket.inet_ntop(kind, address.packed), self._port))  # str() takes three times as long

@@ -299,8 +299,14 @@ class Transfer:
         return pause > 0
 
     def _finish(self) -> None:
-        self.stop()
+        """All bytes are moved. Mostly the owner closes the source now or reads on from it: the kernel is told after."""
+        watch = self.source.watch
+        assert watch is not None
+        watch.read = None
+        self._release()
         self._owner.finished(self)
+        if watch.mask > 0:
+            watch.apply()
 
     def _end(self, at_source: bool) -> None:
         self.stop()

@@ -508,17 +508,20 @@ class TransferTests(StreamCase):
     def test_fair(self):
         """A source that never runs dry leaves the others their turn."""
         for sock in (self.source.socket, self.sender, self.sink.socket, self.receiver):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 21)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 21)
+        sent = 0
         try:
             while True:
-                self.sender.send(bytes(4096))
+                sent += self.sender.send(bytes(4096))
         except BlockingIOError:
             pass
+        if sent < 2 * 16 * 65536:
+            raise SkipTest("net.core.rmem_max and wmem_max do not let a socket hold enough")
         transfer = self.transfer()
         self.readiness.doRead()
         self.assertGreater(transfer.moved, 0)
-        self.assertLessEqual(transfer.moved, 4 * 65536)
+        self.assertLessEqual(transfer.moved, 16 * 65536)
 
     def test_tight_sink(self):
         """A sink that takes little by little, much less than is in flight, gets everything in order."""

@@ -115,6 +115,17 @@ class NoPipes(Pipes):
         raise OSError(errno.EMFILE, "Too many open files")
 
 
+class CountedPipes(Pipes):
+    """Says how often one was wanted."""
+
+    taken = 0
+
+    def take(self) -> Pipe:
+        """One more."""
+        self.taken += 1
+        return super().take()
+
+
 class ShortcutCase(DoorCase):
     """Clients and origins on loopback."""
 
@@ -140,6 +151,8 @@ class ShortcutCase(DoorCase):
             far = socket.create_connection(server.getsockname())
             near, _ = server.accept()
         near.setblocking(False)
+        for sock in (near, far):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.addCleanup(far.close)
         Stream(near, connection, self.clock, self.readiness).begin()
         self.ends.append(Far(far))
@@ -190,6 +203,26 @@ class UploadTests(ShortcutCase):
         self.assertEqual(answers(client.heard), [200])
         self.assertEqual(origin.heard[:4], b"GET ")
         self.assertEqual(self.outcome("bytes_from_client", "error"), [(len(UPLOAD) + 2 + len(MEGABYTE), None)])
+        client.resets()
+        self.work()
+
+    def test_moved_again(self):
+        """The kernel moves the body of every request on a connection, and not of the first alone."""
+        post = b"POST http://origin.example/ HTTP/1.1\r\nHost: origin.example\r\nContent-Length: 160000\r\n\r\n"
+        self.egress.splicer.pipes = pipes = CountedPipes()
+        client, origin = self.asked(post + bytes(160_000))
+        self.assertEqual(origin.heard.partition(b"\r\n\r\n")[2], bytes(160_000))
+        taken = pipes.taken
+        self.assertGreater(taken, 0)
+        origin.says(OK)
+        self.work()
+        client.says(post + bytes(160_000))
+        self.work()
+        self.assertGreater(pipes.taken, taken)
+        self.assertEqual(origin.heard.partition(b"\r\n\r\n")[2], bytes(160_000))
+        origin.says(OK)
+        self.work()
+        self.assertEqual(answers(client.heard), [200, 200])
         client.resets()
         self.work()
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from benchmarks import work as works
 from benchmarks.doors import DIRECT, Door
 from benchmarks.field import Field
-from benchmarks.load import Amount, Outcome, Way
+from benchmarks.load import Amount, Load, Outcome, Way
 from benchmarks.measure import memory, processor_time, processor_times
 from benchmarks.proxies import PROXYD, Proxy, Setup
 from benchmarks.report import COST, ITSELF, LATENCY, MEMORY, Row
 from benchmarks.work import Unit, Work, scaled
+
+Turn = TypeVar("Turn")
 
 FEW = 0.01
 """The share of the work that may fail: a figure that rests on more failures than this is none."""
@@ -40,6 +43,16 @@ class Extent:
 
 QUICK = Extent(1, 0.005, 0.05, 100)
 """Next to nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Workers, and those who make work for them, on processors of their own."""
+
+    name: str
+    load: Load
+    origin: int
+    proxy: Proxy
 
 
 class Rounds:
@@ -113,29 +126,40 @@ class Rounds:
                 yield row
 
     def workers(self, doors: Sequence[Door]) -> Iterator[Row]:
-        """New connections by one worker and by two: the rate that was seen, and the rate there is room for.
+        """New connections by one worker and by two, and how evenly those share the work.
 
-        The load needs processors too: where there are just two, the rate that is seen cannot double. There is room for
-        what the busier worker would serve if it had a processor to itself.
+        Load and origin need processors too, and more with every connection. So one worker has one processor together
+        with them, and two have two: half of a machine against the whole of it.
         """
-        everywhere = self._field.processors.all
-        load = replace(self._field.load, processors=everywhere)
         amount = scaled(works.WORKERS_AMOUNT, self._extent.scale)
-        with self._pair(("1 worker", Setup()), ("2 workers", Setup(workers=2)), everywhere) as pair:
+        with ExitStack() as stack:
+            crews = [stack.enter_context(self._crew(count)) for count in (1, 2)]
             for door in doors:
-                seen, room = (
-                    Row(ITSELF, works.WORKERS, f"workers, rate {which}", str(door), "connections/s", pair[-1].name)
-                    for which in ("seen", "there is room for")
+                rate, share = (
+                    Row(ITSELF, works.WORKERS, f"workers, {what}", str(door), unit, crews[-1].name)
+                    for what, unit in (("rate", "connections/s"), ("work of the busiest", "%"))
                 )
-                for proxy in self._turns(seen, pair):
-                    before = processor_times(proxy.program.pid)
-                    outcome = load.run(proxy.way(door, self._field.origin), amount)
+                for crew in self._turns(rate, crews):
+                    pid = crew.proxy.program.pid
+                    before = processor_times(pid)
+                    outcome = crew.load.run(crew.proxy.way(door, crew.origin), amount)
                     time.sleep(self._extent.settle)
-                    busiest = most(before, processor_times(proxy.program.pid))
-                    good = done(seen, proxy.name, amount, outcome)
-                    seen.add(proxy.name, outcome.connections / outcome.seconds if good else None)
-                    room.add(proxy.name, outcome.connections / busiest if good and busiest else None)
-                yield from (seen, room)
+                    used = spent(before, processor_times(pid))
+                    good = done(rate, crew.name, amount, outcome) and any(used)
+                    rate.add(crew.name, outcome.connections / outcome.seconds if good else None)
+                    share.add(crew.name, 100 * max(used) / sum(used) if good else None)
+                yield from (rate, share)
+
+    @contextmanager
+    def _crew(self, count: int) -> Iterator[Crew]:
+        name = f"{count} worker" + ("s" if count > 1 else "")
+        processors = frozenset(sorted(self._field.processors.all)[:count])
+        load = replace(self._field.load, processors=processors)
+        with (
+            load.origin() as origin,
+            self._field.setup(Setup(workers=count, also=(origin,)), name, processors) as proxy,
+        ):
+            yield Crew(name, load, origin, proxy)
 
     @contextmanager
     def _pair(
@@ -148,7 +172,7 @@ class Rounds:
         ):
             yield first, second
 
-    def _turns(self, row: Row, proxies: Sequence[Proxy]) -> Iterator[Proxy]:
+    def _turns(self, row: Row, proxies: Sequence[Turn]) -> Iterator[Turn]:
         """Each proxy once a round; every other round backwards, so that a drifting machine favours nobody."""
         for number in range(self._extent.rounds if proxies else 0):
             yield from proxies if number % 2 == 0 else reversed(proxies)
@@ -167,6 +191,6 @@ def done(row: Row, name: str, amount: Amount, outcome: Outcome) -> bool:
     return outcome.errors <= amount.connections * FEW
 
 
-def most(before: dict[int, float], after: dict[int, float]) -> float:
-    """The processor time of the process that has used most of it since."""
-    return max(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+def spent(before: dict[int, float], after: dict[int, float]) -> list[float]:
+    """The processor time that each process has used since."""
+    return [seconds - before.get(pid, 0.0) for pid, seconds in after.items()]

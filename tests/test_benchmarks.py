@@ -19,7 +19,7 @@ from benchmarks.measure import Processors, Stat, in_pipes, memory, parse_proport
 from benchmarks.peers import PEERS
 from benchmarks.proxies import USER, Setup, make_certificate
 from benchmarks.report import COST, ITSELF, Report, Row, aligned, cell, number, processor, tables
-from benchmarks.rounds import done, most
+from benchmarks.rounds import done, spent
 from benchmarks.work import Unit, scaled
 from proxyd.accounts.htpasswd import set_password
 from proxyd.config import Config
@@ -129,7 +129,7 @@ class WorkTests(SynchronousTestCase):
 
     def test_busiest(self) -> None:
         """Of several workers the busiest since then counts, one that is new included."""
-        self.assertEqual(most({1: 5.0, 2: 1.0}, {1: 5.5, 2: 3.0, 3: 0.25}), 2.0)
+        self.assertEqual(spent({1: 5.0, 2: 1.0}, {1: 5.5, 2: 3.0, 3: 0.25}), [0.5, 2.0, 0.25])
 
 
 class ReportTests(SynchronousTestCase):

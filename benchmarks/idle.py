@@ -14,7 +14,7 @@ from benchmarks.doors import Door
 from benchmarks.field import Field, prepared
 from benchmarks.load import Amount, LoadError
 from benchmarks.measure import memory
-from benchmarks.options import raise_limits
+from benchmarks.options import prepare_process
 from benchmarks.program import ProgramError
 from benchmarks.proxies import PROXYD, Setup
 from benchmarks.report import aligned, number
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tunnels", type=int, default=5000, help="at each door (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long (default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    raise_limits()
+    prepare_process()
     try:
         with prepared() as field:
             lines = [hold(field, door, chosen.tunnels, chosen.seconds) for door in chosen.doors]

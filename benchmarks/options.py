@@ -1,9 +1,11 @@
-"""What the programs here have in common on their command lines, and the limits they start with."""
+"""What the programs here have in common: their command lines, and how they begin and end."""
 
 from __future__ import annotations
 
 import argparse
 import resource
+import signal
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -48,7 +50,11 @@ def _chosen(text: str, known: Mapping[str, Value]) -> tuple[Value, ...]:
     return tuple(known[name] for name in text.split(","))
 
 
-def raise_limits() -> None:
-    """Open as many files as we may: thousands of tunnels need them. Programs that are started may too."""
+def prepare_process() -> None:
+    """End in order when we are told to, and with us all that we have started; open as many files as we may.
+
+    Thousands of tunnels need them, and programs that are started inherit that.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -16,7 +16,7 @@ from benchmarks import work as works
 from benchmarks.doors import PLAIN, Door
 from benchmarks.field import Field, complete
 from benchmarks.load import LoadError
-from benchmarks.options import raise_limits
+from benchmarks.options import prepare_process
 from benchmarks.peers import PEERS, Peer
 from benchmarks.program import ProgramError
 from benchmarks.report import Report, Row, machine
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and tell the result; the exit status is 1 if there is none, or not all of it."""
     chosen = parser().parse_args(arguments)
-    raise_limits()
+    prepare_process()
     extent = QUICK if chosen.quick else Extent(chosen.rounds, chosen.scale)
     try:
         with complete(chosen.only, chosen.tls) as field:

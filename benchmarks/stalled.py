@@ -21,7 +21,7 @@ from benchmarks.doors import Door
 from benchmarks.field import Field, prepared
 from benchmarks.load import LoadError
 from benchmarks.measure import in_pipes, memory
-from benchmarks.options import raise_limits
+from benchmarks.options import prepare_process
 from benchmarks.program import ProgramError
 from benchmarks.proxies import PASSWORD, PROXYD, USER, Proxy, Setup
 from benchmarks.report import aligned
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = options.parser("stalled.py", __doc__)
     parser.add_argument("--posts", type=int, default=POSTS, help="at the same time (default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    raise_limits()
+    prepare_process()
     try:
         with prepared() as field:
             lines = [stall(field, door, chosen.posts) for door in chosen.doors]

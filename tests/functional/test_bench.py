@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,10 +14,22 @@ from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from tests.functional.running import without_proxies
+from benchmarks.measure import stats, tree
+from tests.functional.running import eventually, without_proxies
 
 ROOT = Path(__file__).parent.parent.parent
 TIMEOUT = 120
+DESCRIPTORS = 16384
+"""More than twice five thousand."""
+
+
+def programs(pid: int) -> set[str]:
+    """What a process and its descendants run."""
+    names = set()
+    for each in tree(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            names.add(Path(f"/proc/{each.pid}/comm").read_text().strip())
+    return names
 
 
 class BenchTests(SynchronousTestCase):
@@ -61,11 +76,29 @@ class BenchTests(SynchronousTestCase):
             self.assertEqual([name for name, median in row["medians"].items() if median is None], [])
 
     def test_idle(self) -> None:
-        """Tunnels are held through a door, and all are there until the end."""
-        printed = self.benchmark("idle", "--tunnels", "50", "--seconds", "0", "--doors", "connect")
-        self.assertRegex(printed, r"\nconnect +50 +0 +0 ")
+        """Five thousand idle tunnels are held through a door until the end, and each takes 6 KiB at most."""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < DESCRIPTORS:
+            raise SkipTest(f"the hard limit on open files is {hard}")
+        printed = self.benchmark("idle", "--seconds", "0", "--doors", "connect,socks5")
+        for door in ("connect", "socks5"):
+            [memory] = re.findall(rf"\n{door} +5000 +0 +0 +(\S+)", printed)
+            self.assertLessEqual(float(memory), 6.0, door)
 
     def test_stalled(self) -> None:
-        """Posts to a stalled origin are held, and the proxy keeps within its bound."""
-        printed = self.benchmark("stalled", "--posts", "12", "--doors", "forward")
-        self.assertRegex(printed, r"\nforward +12 .* within\n")
+        """As many posts as an agent has in flight wait for a stalled origin, and the proxy keeps within its bound."""
+        doors = ["forward", "connect", "forward+tls", "connect+tls"]
+        printed = self.benchmark("stalled", "--doors", ",".join(doors))
+        self.assertEqual(re.findall(r"\n(\S+) +22 .* within", printed), doors)
+
+    def test_terminated(self) -> None:
+        """Told to end, a program leaves nothing behind of what it has started."""
+        command = [sys.executable, "-m", "benchmarks.idle", "--doors", "connect", "--tunnels", "10", "--seconds", "60"]
+        process = subprocess.Popen(command, cwd=ROOT, env=without_proxies(), stdout=subprocess.DEVNULL)
+        self.addCleanup(process.wait, TIMEOUT)
+        self.addCleanup(process.kill)
+        eventually(lambda: {"origin", "twistd", "load"} <= programs(process.pid), lambda: "all of them run")
+        started = {each.pid for each in tree(process.pid)}
+        process.terminate()
+        self.assertEqual(process.wait(TIMEOUT), 143)
+        self.assertEqual(started & {each.pid for each in stats()}, set())

@@ -129,6 +129,14 @@ class IdlePoolTests(SynchronousTestCase):
         for _ in range(3):
             self.assertIsNotNone(self.take())
 
+    def test_smaller(self):
+        """A pool that was made smaller has no more than that from the next connection on that it is given."""
+        origins = [self.give() for _ in range(3)]
+        self.pool.size = 2
+        self.give()
+        self.turn()
+        self.assertEqual([origin.lost for origin in origins], [True, True, False])
+
     def test_no_pool(self):
         """A pool of no size closes everything it is given."""
         self.pool.size = 0

@@ -118,10 +118,13 @@ class Rounds:
         """New connections by a few rules and by many; to a name, so that names and addresses are decided."""
         few, many = f"{Setup().rules} rules", f"{self._extent.rules} rules"
         amount = scaled(works.RULES_AMOUNT, self._extent.scale)
-        with self._pair((few, Setup()), (many, Setup(rules=self._extent.rules)), self._field.processors.proxy) as pair:
+        with (
+            self._field.setup(Setup(), few) as first,
+            self._field.setup(Setup(rules=self._extent.rules), many) as second,
+        ):
             for door in doors:
                 row = Row(ITSELF, works.RULES, "rules, new connection", str(door), Unit.CONNECTION.value, many)
-                for proxy in self._turns(row, pair):
+                for proxy in self._turns(row, (first, second)):
                     row.add(proxy.name, self._cost(row, proxy, door, Unit.CONNECTION, amount, "localhost"))
                 yield row
 
@@ -160,17 +163,6 @@ class Rounds:
             self._field.setup(Setup(workers=count, also=(origin,)), name, processors) as proxy,
         ):
             yield Crew(name, load, origin, proxy)
-
-    @contextmanager
-    def _pair(
-        self, one: tuple[str, Setup], other: tuple[str, Setup], processors: frozenset[int]
-    ) -> Iterator[tuple[Proxy, Proxy]]:
-        """Two that run at the same time, and differ in one thing."""
-        with (
-            self._field.setup(one[1], one[0], processors) as first,
-            self._field.setup(other[1], other[0], processors) as second,
-        ):
-            yield first, second
 
     def _turns(self, row: Row, proxies: Sequence[Turn]) -> Iterator[Turn]:
         """Each proxy once a round; every other round backwards, so that a drifting machine favours nobody."""

@@ -127,8 +127,8 @@ class WorkTests(SynchronousTestCase):
         done(found, "squid", amount, OUTCOME)
         self.assertEqual(found.notes, ["squid: resumed 0 of 100 TLS sessions"])
 
-    def test_busiest(self) -> None:
-        """Of several workers the busiest since then counts, one that is new included."""
+    def test_spent(self) -> None:
+        """Of several workers the time that each has used since then counts, of one that is new included."""
         self.assertEqual(spent({1: 5.0, 2: 1.0}, {1: 5.5, 2: 3.0, 3: 0.25}), [0.5, 2.0, 0.25])
 
 

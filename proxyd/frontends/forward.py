@@ -47,22 +47,21 @@ class Exchange(Turn):
 
     def read_request(self) -> Destination:
         """Check target, framing, hops and loops."""
-        head, names = self.head, self.head.names.at
+        head = self.head
         self.target = parse_target(head)
         self.flow.record.destination = self.target.destination.authority
         self.body = body_of(*request_body(head))
         if head.method == b"TRACE" and not self.body.done:
             raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "a TRACE request has no content")  # RFC 9110 §9.3.8
-        self.expects = b"expect" in names and self._expectation()
-        if b"via" in names:
-            check_loop(head, self.egress.via)
-        self._hops = max_forwards(head) if b"max-forwards" in names else None
-        self.upgrade = wanted_upgrade(head, self.options) if b"upgrade" in self.options else None
+        self.expects = self._expectation()
+        check_loop(head, self.egress.via)
+        self._hops = max_forwards(head)
+        self.upgrade = wanted_upgrade(head, self.options)
         return self.target.destination
 
     def _expectation(self) -> bool:
         """Whether the client waits for a 100; what HTTP/1.0 expects is not heard (RFC 9110 §10.1.1)."""
-        if self.head.version != HTTP_1_1:
+        if b"expect" not in self.head.names.at or self.head.version != HTTP_1_1:
             return False
         if self.head.tokens(b"expect") != (b"100-continue",):
             raise ProxyError(ErrorType.HTTP_REQUEST_ERROR, "the only expectation known is 100-continue", status=417)

@@ -83,9 +83,10 @@ def check_loop(head: RequestHead, via: str) -> None:
     Raises:
         ProxyError: ``proxy_loop_detected``.
     """
-    ours = via.lower().encode("ascii")
-    if any(member.split()[1:2] == [ours] for member in head.tokens(b"via")):
-        raise ProxyError(ErrorType.PROXY_LOOP_DETECTED, "the request has come back to this proxy")
+    if b"via" in head.names.at:
+        ours = via.lower().encode("ascii")
+        if any(member.split()[1:2] == [ours] for member in head.tokens(b"via")):
+            raise ProxyError(ErrorType.PROXY_LOOP_DETECTED, "the request has come back to this proxy")
 
 
 def wanted_upgrade(head: RequestHead, options: Sequence[bytes]) -> bytes | None:
@@ -170,14 +171,13 @@ def switching_head(head: ResponseHead, via: str) -> bytes:
 
 def client_head(head: ResponseHead, *, via: str, now: float, chunked: bool, close: bool) -> bytes:
     """The final response head for the client; ``chunked`` where the body has no length that could be told."""
-    names = head.names.at
     fields = list(end_to_end_fields(head, _RESPONSE_DROPS))
-    if b"date" not in names:
+    if b"date" not in head.names.at:
         fields.append((b"Date", http_date(now)))
     fields.append(_via(head.version, via))
     if chunked:
         fields.append((b"Transfer-Encoding", b"chunked"))
-    elif head.status != 204 and b"content-length" in names:
+    elif head.status != 204:
         # Of known length, or without a body: then it tells what a GET would have brought (RFC 9110 §8.6).
         fields += [(b"Content-Length", value) for value in head.get(b"content-length")]
     if close:

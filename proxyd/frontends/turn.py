@@ -63,12 +63,12 @@ class Turn:
         self.over = False  # then nothing that was asked for before matters any more: passwords, connections
         self.body: Body | None = None  # None until the request is understood
         self.held = b""  # what the client has sent behind the head, while the way out is being found
-        self.options = head.tokens(b"connection") if b"connection" in head.names.at else ()
+        self.options = head.tokens(b"connection")
         # A client of HTTP/1.0 may wait for the end of the connection, whatever it says.
         self.lasting = (
             head.version == HTTP_1_1
             and b"close" not in self.options
-            and not (b"proxy-connection" in head.names.at and b"close" in head.tokens(b"proxy-connection"))
+            and b"close" not in head.tokens(b"proxy-connection")
         )
         self.flow = flow = Flow(door.egress, door.client, self.kind, head.method.decode("ascii"), "")
         flow.on_kill(self.refuse)

@@ -39,11 +39,9 @@ class IdlePool:
         return None
 
     def _newest(self, authority: str, admits: Callable[[IPAddress], bool]) -> _Idle | None:
-        waiting = self._by_authority.get(authority)
-        if waiting is not None:
-            for idle in reversed(waiting):
-                if admits(idle.address):
-                    return idle
+        for idle in reversed(self._by_authority.get(authority, {})):
+            if admits(idle.address):
+                return idle
         return None
 
     def give(self, destination: Destination, connection: Connection, address: IPAddress) -> None:
@@ -59,11 +57,7 @@ class IdlePool:
         self._idle[idle] = None
         if self._deadline is None:
             self._deadline = self._deadlines.after(self.idle_timeout, self._close_stale)
-        waiting = self._by_authority.get(authority)
-        if waiting is None:
-            self._by_authority[authority] = {idle: None}
-        else:
-            waiting[idle] = None
+        self._by_authority.setdefault(authority, {})[idle] = None
         connection.transport.resumeProducing()  # to hear if the origin closes it
 
     def _close_stale(self) -> None:

@@ -144,10 +144,7 @@ class Stream(tcp.Connection):
             self.connectionLost(LOST)
             return
         if data:
-            if len(data) >= READ_SIZE:
-                self.bufferSize = self.bulk_read
-            elif self.bufferSize != READ_SIZE:
-                self.bufferSize = READ_SIZE
+            self.bufferSize = self.bulk_read if len(data) >= READ_SIZE else READ_SIZE
             self.protocol.dataReceived(data)
         else:
             self.stopReading()
